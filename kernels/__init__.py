@@ -1,0 +1,1 @@
+"""Fused operations, each with its maths, its reference and its backends in one file."""
