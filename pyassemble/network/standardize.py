@@ -1,0 +1,93 @@
+"""Any description of a network → its sequence of layers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyassemble.errors import UnknownOptionError, UnsupportedNetworkError
+from pyassemble.network.blocks import standardize_blocks
+from pyassemble.network.graph import standardize_graph
+from pyassemble.network.layers import LayerSequence
+from pyassemble.network.state import standardize_state
+
+#: A module, its state_dict, or the path of a weights file.
+NetworkLike = nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str]
+
+STANDARDIZATIONS = ("blocks", "graph")
+
+
+def standardize(network: NetworkLike, standardization: str = "blocks", example_input: Any = None) -> LayerSequence:
+    """Sequence of a network's layers and blocks.
+
+    Args:
+        network: A module; a state_dict; or the path of a ``.safetensors`` (only its header is read) or torch file.
+            Beside a safetensors file, a ``config.json`` in the Hub's layout that names a timm architecture makes the
+            sequence exact; without one it is approximate.
+        standardization: ``"blocks"`` (as published) or ``"graph"`` (execution order, every tensor that has weights).
+        example_input: For ``"graph"``, input on which a network that cannot be traced symbolically is run.
+
+    Raises:
+        UnknownOptionError: Another standardization.
+        UnsupportedNetworkError: Not a network that can be read.
+        WeightsFileError: A file that is missing, truncated or of another format.
+    """
+    if standardization not in STANDARDIZATIONS:
+        raise UnknownOptionError("standardization", standardization, STANDARDIZATIONS)
+    if isinstance(network, nn.Module):
+        if standardization == "blocks":
+            return standardize_blocks(network)
+        return standardize_graph(network, example_input)
+    if isinstance(network, Mapping):
+        return standardize_state(_shapes_of(network), standardization)
+    if isinstance(network, str | os.PathLike):
+        return _standardize_file(Path(network), standardization)
+    raise UnsupportedNetworkError(
+        f"expected a torch.nn.Module, a state_dict or the path of a weights file, got {type(network).__name__}"
+    )
+
+
+def _shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise UnsupportedNetworkError(
+                f"a state_dict maps names to tensors, but entry {name!r} is {type(tensor).__name__}"
+            )
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _standardize_file(path: Path, standardization: str) -> LayerSequence:
+    from pyassemble.network.weights import read_header, read_weights
+
+    if path.suffix != ".safetensors":
+        return standardize_state(_shapes_of(read_weights(path)), standardization)
+    shapes = {name: shape for name, (_, shape) in read_header(path).items()}
+    network = _network_of_config(path.parent / "config.json", shapes)
+    if network is not None:
+        return standardize(network, standardization)
+    return standardize_state(shapes, standardization)
+
+
+def _network_of_config(config: Path, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:
+    """The architecture that a Hub config names, on the meta device, if its tensors are those of the file."""
+    import json
+
+    import timm
+
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = content.get("architecture") if isinstance(content, dict) else None
+    if not isinstance(name, str) or not timm.is_model(name):
+        return None
+    classes = content.get("num_classes")
+    with torch.device("meta"):
+        network: nn.Module = timm.create_model(name, **({"num_classes": classes} if isinstance(classes, int) else {}))
+    same = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()} == dict(shapes)
+    return network if same else None

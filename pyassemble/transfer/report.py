@@ -1,0 +1,106 @@
+"""The receipt of a transfer: where each tensor came from, what it covers, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pyassemble.transfer.alignment import Alignment
+from pyassemble.transfer.methods import Region
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One written tensor.
+
+    Attributes:
+        source: Name of the source tensor.
+        target: Name of the target tensor.
+        source_shape: Its shape.
+        target_shape: Its shape.
+        source_region: Per dimension, the range or the indices that were read.
+        target_region: Per dimension, the range that was written.
+        written: Number of elements written.
+        scale: Factor on the whole target tensor after writing (``clip_norm``); otherwise 1.
+    """
+
+    source: str
+    target: str
+    source_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+    source_region: Region
+    target_region: tuple[slice, ...]
+    written: int
+    scale: float = 1.0
+
+    @property
+    def covered(self) -> float:
+        """Share of the target tensor's elements that were written."""
+        return self.written / max(1, torch.Size(self.target_shape).numel())
+
+
+@dataclass(frozen=True)
+class Overwritten:
+    """What a region of a tensor held before it was written."""
+
+    tensor: torch.Tensor
+    region: tuple[slice, ...]
+    content: torch.Tensor
+
+    def restore(self) -> None:
+        """Put the content back, bit for bit."""
+        with torch.no_grad():
+            self.tensor.detach()[self.region].copy_(self.content)
+
+
+@dataclass(frozen=True, eq=False)
+class TransferReport:
+    """What a transfer did, or would do (``dry_run``).
+
+    Attributes:
+        alignment: The alignment it followed.
+        method: The transfer method.
+        dry_run: Whether nothing was written.
+        tensors: One record per written tensor, in target order.
+        untouched: Names of the target's parameters and persistent buffers that kept their values.
+        coverage: Share of the elements of the target's parameters and persistent buffers that were written.
+    """
+
+    alignment: Alignment
+    method: str
+    dry_run: bool
+    tensors: tuple[TensorRecord, ...]
+    untouched: tuple[str, ...]
+    coverage: float
+    _overwritten: list[Overwritten] = field(default_factory=list, repr=False)
+
+    def undo(self) -> None:
+        """Put the target back bit for bit: every overwritten region gets its earlier content.
+
+        What was changed outside those regions since then stays. A second call, or one after a dry run, does nothing.
+        """
+        restore(self._overwritten)
+        self._overwritten.clear()
+
+    def __str__(self) -> str:
+        rows = [("target", "shape", "source", "shape", "covered")]
+        for record in self.tensors:
+            shapes = ("×".join(map(str, shape)) or "scalar" for shape in (record.target_shape, record.source_shape))
+            to, of = shapes
+            rows.append((record.target, to, record.source, of, f"{record.covered:.0%}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines.append(
+            f"{len(self.tensors)} tensors {'would be ' if self.dry_run else ''}written, {len(self.untouched)} untouched; "
+            f"{self.coverage:.1%} of the target's elements covered ({self.alignment.matching}, {self.method})"
+        )
+        return "\n".join(lines)
+
+
+def restore(overwritten: Sequence[Overwritten]) -> None:
+    """Put back every region, the last written first."""
+    for entry in reversed(overwritten):
+        entry.restore()

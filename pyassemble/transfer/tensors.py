@@ -1,0 +1,233 @@
+"""Reading the tensors of a source's layers and writing those of a target's, whatever holds them."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from pyassemble.errors import TensorError, UnsupportedNetworkError
+from pyassemble.network.layers import Layer
+from pyassemble.network.modules import computed, unwrap
+from pyassemble.network.standardize import NetworkLike
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of a network.
+
+    Attributes:
+        name: Its full name.
+        value: Its value, detached; computed, where a parametrization computes it.
+        stored: The tensors that the network holds for it: itself, or those a parametrization computes it from.
+        parametrization: The chain of parametrizations, if any.
+    """
+
+    name: str
+    value: torch.Tensor
+    stored: tuple[torch.Tensor, ...]
+    parametrization: parametrize.ParametrizationList | None = None
+
+
+class Tensors:
+    """The tensors of a network by layer and role."""
+
+    def layer(self, layer: Layer, buffers: bool) -> dict[str, Slot]:
+        """Slots of a layer by role; the scored tensor has role ``"weight"``."""
+        raise NotImplementedError
+
+
+class ModuleTensors(Tensors):
+    """Tensors of a module."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = unwrap(network)
+        self._modules = dict(self.network.named_modules(remove_duplicate=False))
+
+    def layer(self, layer: Layer, buffers: bool) -> dict[str, Slot]:
+        """Slots of a layer by role: a whole module's, or one tensor of it and its bias."""
+        module = self._modules.get(layer.name)
+        if module is not None:
+            return self._whole(module, layer.name, buffers)
+        path, _, attribute = layer.name.rpartition(".")
+        module = self._modules[path]
+        if attribute == "running_mean":
+            # A norm without affine parameters is led by its statistics.
+            return self._whole(module, path, buffers)
+        slots = {"weight": _slot(module, path, attribute)}
+        bias = attribute.replace("weight", "bias")
+        if bias != attribute and module._parameters.get(bias) is not None:
+            slots["bias"] = _slot(module, path, bias)
+        return slots
+
+    def _whole(self, module: nn.Module, name: str, buffers: bool) -> dict[str, Slot]:
+        roles = [role for role, tensor in module._parameters.items() if tensor is not None]
+        if parametrize.is_parametrized(module):
+            parametrizations = module.parametrizations
+            assert isinstance(parametrizations, nn.ModuleDict)
+            roles.extend(parametrizations)
+        if "weight" not in roles and isinstance(getattr(module, "weight", None), torch.Tensor):
+            raise TensorError(
+                f"{name}.weight is computed by a hook from {', '.join(roles)} (old-style weight_norm, spectral_norm or "
+                "pruning); use torch.nn.utils.parametrizations, or remove the hook, to make it a tensor of its own"
+            )
+        if buffers:
+            transient = module._non_persistent_buffers_set
+            roles.extend(role for role, b in module._buffers.items() if b is not None and role not in transient)
+        return {role: _slot(module, name, role) for role in roles}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every parameter and persistent buffer once, tied ones under their first name."""
+        unique: dict[str, torch.Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self.network.state_dict(keep_vars=True).items():
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                unique[name] = tensor
+        return unique
+
+
+def _slot(module: nn.Module, path: str, attribute: str) -> Slot:
+    name = f"{path}.{attribute}" if path else attribute
+    if parametrize.is_parametrized(module, attribute):
+        parametrizations = module.parametrizations
+        assert isinstance(parametrizations, nn.ModuleDict)
+        chain = parametrizations[attribute]
+        assert isinstance(chain, parametrize.ParametrizationList)
+        names = ["original"] if chain.is_tensor else [f"original{i}" for i in range(chain.ntensors)]
+        return Slot(name, computed(module, attribute), tuple(getattr(chain, original) for original in names), chain)
+    held = module._parameters.get(attribute)
+    if held is None:
+        held = module._buffers[attribute]
+    assert held is not None
+    return Slot(name, held.detach(), (held,))
+
+
+class StateTensors(Tensors):
+    """Tensors of a state_dict."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._by_layer: dict[str, dict[str, Slot]] = defaultdict(dict)
+        self._by_name: dict[str, Slot] = {}
+        for name, tensor in state.items():
+            path, _, role = name.rpartition(".")
+            self._by_name[name] = self._by_layer[path][role] = Slot(name, tensor.detach(), (tensor,))
+
+    def layer(self, layer: Layer, buffers: bool) -> dict[str, Slot]:
+        """Slots of a layer by role."""
+        slots = self._by_layer.get(layer.name)
+        if slots is not None and "weight" in slots:
+            return {role: slot for role, slot in slots.items() if buffers or not _is_statistic(role)}
+        path, _, attribute = layer.name.rpartition(".")
+        found = {"weight": self._by_name[layer.name]}
+        bias = attribute.replace("weight", "bias")
+        if bias != attribute and bias in self._by_layer[path]:
+            found["bias"] = self._by_layer[path][bias]
+        return found
+
+
+def _is_statistic(role: str) -> bool:
+    # In a state_dict nothing else tells buffers from parameters.
+    return role.startswith("running_") or role == "num_batches_tracked"
+
+
+def source_tensors(source: NetworkLike) -> Tensors:
+    """Tensors of a source: a module's, a state_dict's, or those of a weights file."""
+    if isinstance(source, nn.Module):
+        return ModuleTensors(source)
+    if isinstance(source, Mapping):
+        return StateTensors(source)
+    if isinstance(source, str | os.PathLike):
+        from pyassemble.network.weights import read_weights
+
+        return StateTensors(read_weights(Path(source)))
+    raise UnsupportedNetworkError(f"a source is a module, a state_dict or a path, not {type(source).__name__}")
+
+
+def inverted(slot: Slot, value: torch.Tensor) -> list[torch.Tensor]:
+    """Values of the originals from which a parametrized tensor computes ``value``, as near as its inverse comes.
+
+    Raises:
+        TensorError: A parametrization without ``right_inverse``.
+    """
+    assert slot.parametrization is not None
+    current: torch.Tensor | tuple[torch.Tensor, ...] = value
+    for step in reversed(list(slot.parametrization)):
+        if not hasattr(step, "right_inverse"):
+            raise TensorError(
+                f"{slot.name} is parametrized by {type(step).__name__}, which has no right_inverse and so cannot be "
+                "set; remove the parametrization before the transfer and register it again after it"
+            )
+        with torch.no_grad():
+            current = step.right_inverse(*current) if isinstance(current, tuple) else step.right_inverse(current)
+    return list(current) if isinstance(current, tuple) else [current]
+
+
+def check_source(slots: Iterable[Slot]) -> None:
+    """Refuse source tensors without values or with values that would spoil the target.
+
+    Raises:
+        TensorError: A meta, quantized, integer, distributed or non-finite tensor, by name.
+    """
+    totals = []
+    checked = []
+    for slot in slots:
+        _check_kind(slot.name, slot.value, "source")
+        if slot.value.is_floating_point() or slot.value.is_complex():
+            checked.append(slot)
+            # One pass without a temporary; only a sum that is not finite (or overflowed) is looked at closely.
+            totals.append(slot.value.sum())
+    if not totals:
+        return
+    by_device: dict[torch.device, list[int]] = defaultdict(list)
+    for i, total in enumerate(totals):
+        by_device[total.device].append(i)
+    for indices in by_device.values():
+        finite = torch.stack([totals[i].to(torch.complex64 if totals[i].is_complex() else torch.float32) for i in indices])
+        for i, good in zip(indices, torch.isfinite(finite).tolist(), strict=True):
+            if not good:
+                _check_finite(checked[i])
+
+
+def _check_finite(slot: Slot) -> None:
+    bad = slot.value.numel() - int(torch.isfinite(slot.value).sum())
+    if bad:
+        raise TensorError(
+            f"source tensor {slot.name} of shape {tuple(slot.value.shape)} holds {bad} NaN or infinite values; "
+            "a transfer takes finite weights only"
+        )
+
+
+def check_target(slot: Slot) -> None:
+    """Refuse target tensors that cannot be written in place.
+
+    Raises:
+        TensorError: A meta, quantized, integer, distributed or inference-mode tensor, by name.
+    """
+    for tensor in slot.stored:
+        _check_kind(slot.name, tensor, "target")
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            raise TensorError(
+                f"target tensor {slot.name} of shape {tuple(tensor.shape)} was made in inference mode and cannot be "
+                "written outside it; build the target without torch.inference_mode()"
+            )
+
+
+def _check_kind(name: str, tensor: torch.Tensor, side: str) -> None:
+    where = f"{side} tensor {name} of shape {tuple(tensor.shape)}"
+    if tensor.is_meta:
+        raise TensorError(f"{where} is on the meta device and has no values; load weights first, or use dry_run=True")
+    if tensor.is_quantized:
+        raise TensorError(f"{where} is quantized ({tensor.dtype}); use the float network it was quantized from")
+    if type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer):
+        raise TensorError(f"{where} is a {type(tensor).__name__}; plain tensors are accepted, so transfer before sharding")
+    if tensor.layout is not torch.strided:
+        raise TensorError(f"{where} has layout {tensor.layout}; dense tensors are accepted")
+    if tensor.dim() > 0 and not (tensor.is_floating_point() or tensor.is_complex()):
+        raise TensorError(f"{where} holds {tensor.dtype}; floating-point weights are accepted")

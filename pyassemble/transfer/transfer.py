@@ -1,0 +1,312 @@
+"""Carrying the weights of any network onto any other: align, compute everything, then write."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyassemble.errors import NoCommonLayerError, TensorError, UnknownOptionError, UnsupportedNetworkError
+from pyassemble.network.standardize import NetworkLike
+from pyassemble.transfer.alignment import Alignment, align, as_generator
+from pyassemble.transfer.methods import (
+    METHODS,
+    Assigned,
+    LayerPair,
+    assign,
+    output_variance_ratio,
+    rescales,
+    size,
+    take,
+)
+from pyassemble.transfer.report import Overwritten, TensorRecord, TransferReport, restore
+from pyassemble.transfer.tensors import (
+    ModuleTensors,
+    Slot,
+    check_source,
+    check_target,
+    inverted,
+    source_tensors,
+)
+
+_TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One tensor to be written: from where, to where, and under which regions."""
+
+    source: Slot
+    target: Slot
+    assigned: Assigned
+    output_dim: int
+    rescale: bool
+
+
+@dataclass(frozen=True)
+class _Write:
+    """New content for a region of one stored tensor."""
+
+    tensor: torch.Tensor
+    region: tuple[slice, ...]
+    content: torch.Tensor
+
+
+def transfer(
+    source: NetworkLike,
+    target: nn.Module,
+    *,
+    standardization: str = "blocks",
+    matching: str = "dp",
+    method: str = "clip",
+    buffers: bool = True,
+    dry_run: bool = False,
+    seed: int | torch.Generator = 0,
+    example_input: Any = None,
+) -> TransferReport:
+    """Write a source's weights into a target of any architecture (DPIAT, arXiv 2212.13970).
+
+    Layers are matched by :func:`align`; the tensors of each pair are copied by the transfer method. All values are
+    computed before the first is written, and an error leaves the target as it was. The target's device, dtype,
+    ``requires_grad``, tied tensors (the first match in target order wins) and parametrizations are kept.
+
+    Beyond the publication, a layer's buffers travel with it, so that a network transferred onto a fresh copy of itself
+    gives the same bits in eval mode.
+
+    Args:
+        source: Module, state_dict, or path of a weights file; may be of another device and dtype.
+        target: Module that receives the weights, in place. One inside torch.compile, DataParallel or
+            DistributedDataParallel is written through its wrapper.
+        standardization: As in :func:`align`.
+        matching: As in :func:`align`.
+        method: ``"clip"`` (centre crop), ``"clip_norm"`` (then scale each weight to the source's output variance),
+            ``"full"`` (fill what is larger with randomly repeated source channels) or ``"magnitude"`` (keep the
+            channels of largest absolute weight sum).
+        buffers: Whether a batch norm's running statistics travel with it.
+        dry_run: Compute the report without writing; the networks may then be on the meta device.
+        seed: Seed or CPU generator for ``matching="random"`` and ``method="full"``.
+        example_input: As in :func:`align`.
+
+    Returns:
+        The receipt, with the alignment, a record per tensor and ``undo()``.
+
+    Raises:
+        UnknownOptionError: An unknown strategy name.
+        EmptyNetworkError: A network without any scored layer.
+        NoCommonLayerError: Networks that share no kind of layer.
+        TensorError: A tensor that is non-finite, on the meta device, quantized, of an integer dtype, sharded, or a
+            parametrization that cannot be inverted.
+        UnsupportedNetworkError: A lazy, quantized, scripted or sharded network.
+        WeightsFileError: A weights file that cannot be read.
+    """
+    if method not in METHODS:
+        raise UnknownOptionError("method", method, METHODS)
+    if not isinstance(target, nn.Module):
+        raise UnsupportedNetworkError(f"the target must be a torch.nn.Module, got {type(target).__name__}")
+    generator = as_generator(seed)
+    alignment = align(
+        source,
+        target,
+        standardization=standardization,
+        matching=matching,
+        seed=generator,
+        example_input=example_input,
+    )
+    if not alignment.indices:
+        kinds = [
+            ", ".join(sorted({layer.kind for layer in network.layers if layer.kind}))
+            for network in (alignment.source, alignment.target)
+        ]
+        raise NoCommonLayerError(f"no layer in common: the source has {kinds[0]}; the target has {kinds[1]}")
+
+    receiver = ModuleTensors(target)
+    copies = _plan(alignment, source, receiver, method, buffers, generator, dry_run)
+    if dry_run:
+        return _report(alignment, receiver, copies, method, dry_run, {}, [])
+    check_source(copy.source for copy in copies)
+    for copy in copies:
+        check_target(copy.target)
+    writes, scales = _contents(copies)
+    return _report(alignment, receiver, copies, method, dry_run, scales, _written(writes))
+
+
+def _plan(
+    alignment: Alignment,
+    source: NetworkLike,
+    receiver: ModuleTensors,
+    method: str,
+    buffers: bool,
+    generator: torch.Generator,
+    dry_run: bool,
+) -> list[_Copy]:
+    giver = source_tensors(source)
+    claimed = _Claims()
+    copies: list[_Copy] = []
+    for s, t in alignment.indices:
+        layer = alignment.target.layers[t]
+        given = giver.layer(alignment.source.layers[s], buffers)
+        taken = {
+            role: slot
+            for role, slot in receiver.layer(layer, buffers).items()
+            if role in given and given[role].value.dim() == slot.value.dim() and claimed.claim(slot)
+        }
+        if not taken:
+            continue
+        output_dim = 1 if layer.kind is not None and layer.kind.startswith(_TRANSPOSED) else 0
+        pair = LayerPair(
+            {role: given[role].value for role in taken},
+            {role: tuple(slot.value.shape) for role, slot in taken.items()},
+            output_dim,
+        )
+        if method == "magnitude" and dry_run and any(tensor.is_meta for tensor in pair.source.values()):
+            raise TensorError(
+                f"method='magnitude' chooses channels by their values, but {given['weight'].name} of shape "
+                f"{tuple(given['weight'].value.shape)} is on the meta device; load weights first"
+            )
+        for role, assigned in assign(pair, method, generator).items():
+            rescale = rescales(method) and role == "weight" and taken[role].value.dim() > 1
+            copies.append(_Copy(given[role], taken[role], assigned, output_dim, rescale))
+    return copies
+
+
+
+
+class _Claims:
+    """Memory already promised to an earlier match, so that of tied tensors the first in target order wins."""
+
+    def __init__(self) -> None:
+        self._spans: dict[tuple[torch.device, int], list[tuple[int, int]]] = defaultdict(list)
+
+    def claim(self, slot: Slot) -> bool:
+        spans = [self._span(tensor) for tensor in slot.stored]
+        for key, start, stop in spans:
+            if any(start < other_stop and other_start < stop for other_start, other_stop in self._spans[key]):
+                return False
+        for key, start, stop in spans:
+            self._spans[key].append((start, stop))
+        return True
+
+    def _span(self, tensor: torch.Tensor) -> tuple[tuple[torch.device, int], int, int]:
+        if tensor.is_meta:
+            return (tensor.device, id(tensor)), 0, 1
+        extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        start = tensor.data_ptr()
+        key = (tensor.device, tensor.untyped_storage().data_ptr())
+        return key, start, start + extent * tensor.element_size()
+
+
+def _contents(copies: Sequence[_Copy]) -> tuple[list[_Write], dict[str, float]]:
+    """Every new value, on the target's device and in its dtype, before anything is written; and each weight's scale."""
+    receiving = {
+        (tensor.device, tensor.untyped_storage().data_ptr()) for copy in copies for tensor in copy.target.stored
+    }
+    writes: list[_Write] = []
+    scales: dict[str, float] = {}
+    with torch.no_grad():
+        for copy in copies:
+            content = _content(copy)
+            region = copy.assigned.target
+            if copy.target.parametrization is not None or copy.rescale:
+                content = _whole(copy, content)
+                region = _everything(content)
+            if copy.rescale:
+                scales[copy.target.name] = factor = output_variance_ratio(copy.source.value, content, copy.output_dim)
+                content *= factor
+            if copy.target.parametrization is not None:
+                for tensor, value in zip(copy.target.stored, inverted(copy.target, content), strict=True):
+                    writes.append(_Write(tensor, _everything(tensor), value.to(tensor.device, tensor.dtype)))
+                continue
+            if (content.device, content.untyped_storage().data_ptr()) in receiving:
+                content = content.clone()
+            writes.append(_Write(copy.target.stored[0], region, content))
+    return writes, scales
+
+
+def _content(copy: _Copy) -> torch.Tensor:
+    given = take(copy.source.value, copy.assigned.source)
+    target = copy.target.value
+    if given.device == target.device and given.dtype == target.dtype:
+        return given
+    if given.is_complex() and not target.is_complex():
+        raise TensorError(
+            f"source tensor {copy.source.name} is {given.dtype} and target tensor {copy.target.name} is "
+            f"{target.dtype}; a complex weight goes into a complex one only"
+        )
+    content = given.to(target.device, target.dtype)
+    narrower = target.is_floating_point() and torch.finfo(target.dtype).max < torch.finfo(given.dtype).max
+    if narrower and not bool(torch.isfinite(content).all()):
+        raise TensorError(
+            f"source tensor {copy.source.name} of shape {tuple(copy.source.value.shape)} ({given.dtype}) holds values "
+            f"beyond the range of target tensor {copy.target.name} ({target.dtype})"
+        )
+    return content
+
+
+def _whole(copy: _Copy, content: torch.Tensor) -> torch.Tensor:
+    """A copy of the target tensor with the content in its place."""
+    whole = copy.target.value.clone()
+    whole[copy.assigned.target] = content
+    return whole
+
+
+def _everything(tensor: torch.Tensor) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in tensor.shape)
+
+
+def _written(writes: Sequence[_Write]) -> list[Overwritten]:
+    """Write everything, or, on any error or interrupt, nothing."""
+    done: list[Overwritten] = []
+    try:
+        with torch.no_grad():
+            for write in writes:
+                view = write.tensor.detach()[write.region]
+                done.append(Overwritten(write.tensor, write.region, view.clone()))
+                view.copy_(write.content)
+    except BaseException as error:
+        restore(done)
+        if isinstance(error, RuntimeError):
+            raise TensorError(f"the target could not be written and was put back: {error}") from error
+        raise
+    return done
+
+
+def _report(
+    alignment: Alignment,
+    receiver: ModuleTensors,
+    copies: Sequence[_Copy],
+    method: str,
+    dry_run: bool,
+    scales: Mapping[str, float],
+    overwritten: list[Overwritten],
+) -> TransferReport:
+    records = tuple(_records(copies, scales))
+    touched = {id(tensor) for copy in copies for tensor in copy.target.stored}
+    state = receiver.state()
+    total = sum(tensor.numel() for tensor in state.values())
+    return TransferReport(
+        alignment=alignment,
+        method=method,
+        dry_run=dry_run,
+        tensors=records,
+        untouched=tuple(name for name, tensor in state.items() if id(tensor) not in touched),
+        coverage=min(1.0, sum(record.written for record in records) / max(1, total)),
+        _overwritten=overwritten,
+    )
+
+
+def _records(copies: Sequence[_Copy], scales: Mapping[str, float]) -> Iterator[TensorRecord]:
+    for copy in copies:
+        yield TensorRecord(
+            source=copy.source.name,
+            target=copy.target.name,
+            source_shape=tuple(copy.source.value.shape),
+            target_shape=tuple(copy.target.value.shape),
+            source_region=copy.assigned.source,
+            target_region=copy.assigned.target,
+            written=size(copy.assigned.target),
+            scale=scales.get(copy.target.name, 1.0),
+        )
