@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from pyassemble.network.layers import Element, Layer, LayerSequence
-from pyassemble.network.modules import has_weight_matrix, scored_base, unwrap, weight_shape
+from pyassemble.network.modules import has_weight_matrix, refuse_lazy, scored_base, unwrap, weight_shape
 
 #: Index of a layer, or the indices of a block's layers. Deeper nesting exists only while the walk is under way.
 Content = int | list["Content"]
@@ -50,20 +50,23 @@ def _module_tree(module: nn.Module, name: str, layers: list[Layer], names: dict[
         ]
         if children:
             return children
+    refuse_lazy(module, name)
     name = names.setdefault(module, name)
-    shape = None if kind is None else weight_shape(module, name)
+    shape = None if kind is None else weight_shape(module)
     # A weight without elements is none: its score would be 0 / 0.
     layers.append(Layer(name, None, ()) if shape is None or 0 in shape else Layer(name, kind, shape))
     return Leaf(len(layers) - 1, has_weight_matrix(type(module)))
 
 
-def group(tree: Tree) -> list[Element]:
+def group(tree: Tree, *, flatten_ties: bool = False) -> list[Element]:
     """Group the leaves of a tree into single layers and blocks, by the publication's rule.
 
     Args:
         tree: Leaves numbered 0, 1, 2, … from left to right.
+        flatten_ties: Whether a module with as many single layers as blocks is flattened too. The publication keeps it;
+            where weightless layers are not known, they would have tipped the balance.
     """
-    content = _grouped(tree, 0)[2]
+    content = _grouped(tree, 0, flatten_ties)[2]
     top = content if isinstance(content, list) else [content]
     return [_element(item) for item in top]
 
@@ -78,7 +81,7 @@ def _element(item: Content) -> Element:
     return Element(first, last + 1, True)
 
 
-def _grouped(tree: Tree, level: int) -> tuple[int, int, Content]:
+def _grouped(tree: Tree, level: int, flatten_ties: bool) -> tuple[int, int, Content]:
     """Depth, number of convolution and linear layers inside, and content of a tree (SPEC 1.1)."""
     if isinstance(tree, Leaf):
         return 0, int(tree.counts), tree.index
@@ -87,7 +90,7 @@ def _grouped(tree: Tree, level: int) -> tuple[int, int, Content]:
     counted = 0
     items: list[Content] = []
     for child in tree:
-        depth, child_counted, content = _grouped(child, next_level)
+        depth, child_counted, content = _grouped(child, next_level, flatten_ties)
         counted += child_counted
         if isinstance(content, list) and (depth > 1 or child_counted < 2):
             items.extend(content)
@@ -96,7 +99,7 @@ def _grouped(tree: Tree, level: int) -> tuple[int, int, Content]:
 
     blocks = sum(isinstance(item, list) for item in items)
     depth = 2
-    if len(items) - blocks > blocks and level > 0:
+    if len(items) - blocks + flatten_ties > blocks and level > 0:
         items = _flattened(items)
         depth = 1
     if len(items) == 1:

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from pyassemble.errors import UnsupportedNetworkError
 from pyassemble.network.blocks import Leaf, Tree, group
 from pyassemble.network.layers import Element, Layer, LayerSequence
-from pyassemble.network.modules import computed, has_weight_matrix, scored_base, unwrap
+from pyassemble.network.modules import computed, has_weight_matrix, refuse_lazy, scored_base, unwrap
 from pyassemble.network.trace import use_order
 
 _CONVOLUTIONS = (
@@ -52,6 +52,7 @@ def standardize_graph(network: nn.Module, example_input: Any = None) -> LayerSeq
 
 def _module_tree(module: nn.Module, name: str, layers: list[Layer], seen: dict[nn.Module, str]) -> Tree:
     scored_base(type(module))  # refuses quantized modules
+    refuse_lazy(module, name)
     prefix = f"{name}." if name else ""
     if module in seen:
         # A module used twice holds its tensors once.

@@ -7,7 +7,6 @@ from functools import cache
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from pyassemble.errors import UnsupportedNetworkError
@@ -26,14 +25,14 @@ WEIGHT_LAYERS: tuple[type[nn.Module], ...] = (
 #: Layers that DPIAT scores, its section on standardization.
 SCORED_LAYERS: tuple[type[nn.Module], ...] = (*WEIGHT_LAYERS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
-# Quantized modules keep their weights packed, out of reach of parameters(): they would silently count as weightless.
-_PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse")
-
 
 @cache
 def scored_base(kind: type[nn.Module]) -> str | None:
     """Name of the DPIAT layer class that ``kind`` is or derives from; None for any other module."""
-    if any(base.__module__.startswith(_PACKED) for base in kind.__mro__):
+    # Quantized layers pack their weights and offer them through a method: they would silently count as weightless.
+    if any(base.__module__.startswith("torch.ao.nn.") for base in kind.__mro__) and callable(
+        getattr(kind, "weight", None)
+    ):
         raise UnsupportedNetworkError(
             f"{kind.__module__}.{kind.__qualname__} is a quantized module: its weights are packed; "
             "use the float network it was quantized from"
@@ -47,22 +46,31 @@ def has_weight_matrix(kind: type[nn.Module]) -> bool:
     return issubclass(kind, WEIGHT_LAYERS)
 
 
-def weight_shape(module: nn.Module, name: str) -> tuple[int, ...] | None:
-    """Shape of ``module.weight``; None where there is none (a batch norm without affine parameters).
+@cache
+def _is_lazy_class(kind: type[nn.Module]) -> bool:
+    return issubclass(kind, nn.modules.lazy.LazyModuleMixin)
+
+
+def refuse_lazy(module: nn.Module, name: str) -> None:
+    """Refuse a layer that has no shape yet: on its first forward pass it becomes one of an ordinary class.
 
     Raises:
-        UnsupportedNetworkError: The weight is lazy or quantized.
+        UnsupportedNetworkError: The module is lazy.
     """
+    if _is_lazy_class(type(module)):
+        raise UnsupportedNetworkError(
+            f"layer {name!r} ({type(module).__name__}) is lazy and has no shape yet; run one forward pass first"
+        )
+
+
+def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
+    """Shape of ``module.weight``; None where there is none (a batch norm without affine parameters)."""
     weight = module._parameters.get("weight")
     if weight is None:
         # Parametrized layers compute the attribute; a batch norm without affine parameters has None.
         weight = computed(module, "weight") if parametrize.is_parametrized(module, "weight") else module.weight
         if not isinstance(weight, torch.Tensor):
             return None
-    if is_lazy(weight):
-        raise UnsupportedNetworkError(
-            f"layer {name!r} ({type(module).__name__}) is lazy and has no shape yet; run one forward pass first"
-        )
     return tuple(weight.shape)
 
 

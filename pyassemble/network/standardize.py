@@ -14,7 +14,7 @@ from pyassemble.errors import UnknownOptionError, UnsupportedNetworkError
 from pyassemble.network.blocks import standardize_blocks
 from pyassemble.network.graph import standardize_graph
 from pyassemble.network.layers import LayerSequence
-from pyassemble.network.state import standardize_state
+from pyassemble.network.state import is_definition_order, standardize_state
 
 #: A module, its state_dict, or the path of a weights file.
 NetworkLike = nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str]
@@ -44,7 +44,8 @@ def standardize(network: NetworkLike, standardization: str = "blocks", example_i
             return standardize_blocks(network)
         return standardize_graph(network, example_input)
     if isinstance(network, Mapping):
-        return standardize_state(_shapes_of(network), standardization)
+        shapes = _shapes_of(network)
+        return standardize_state(shapes, standardization, in_order=is_definition_order(shapes))
     if isinstance(network, str | os.PathLike):
         return _standardize_file(Path(network), standardization)
     raise UnsupportedNetworkError(
@@ -65,12 +66,12 @@ def _standardize_file(path: Path, standardization: str) -> LayerSequence:
     from pyassemble.network.weights import read_header, read_weights
 
     if path.suffix != ".safetensors":
-        return standardize_state(_shapes_of(read_weights(path)), standardization)
+        return standardize_state(_shapes_of(read_weights(path)), standardization, in_order=True)
     shapes = {name: shape for name, (_, shape) in read_header(path).items()}
     network = _network_of_config(path.parent / "config.json", shapes)
     if network is not None:
         return standardize(network, standardization)
-    return standardize_state(shapes, standardization)
+    return standardize_state(shapes, standardization, in_order=False)
 
 
 def _network_of_config(config: Path, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:

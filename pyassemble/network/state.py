@@ -28,21 +28,18 @@ class _Node:
     children: dict[str, _Node] = field(default_factory=dict)
 
 
-def standardize_state(shapes: Shapes, standardization: str) -> LayerSequence:
+def standardize_state(shapes: Shapes, standardization: str, *, in_order: bool) -> LayerSequence:
     """Sequence of layers and blocks from names and shapes alone.
-
-    Names in any order but the alphabetical are taken as definition order (a state_dict); alphabetical ones (a
-    safetensors header is sorted) are put in natural order, ``2`` before ``10``, and every normalization behind the
-    sibling whose output it can follow.
 
     Args:
         shapes: Shape by tensor name.
         standardization: ``"blocks"`` scores convolutions, linear layers and batch norms; ``"graph"`` every tensor.
+        in_order: Whether the names are in definition order (a state_dict). Otherwise (a safetensors header is sorted)
+            they are put in natural order, ``2`` before ``10``, and every normalization behind the sibling whose output
+            it can follow.
     """
-    names = list(shapes)
-    is_sorted = names == sorted(names)
     root = _Node()
-    for name in names:
+    for name in shapes:
         *path, role = name.split(".")
         node = root
         for part in path:
@@ -51,12 +48,12 @@ def standardize_state(shapes: Shapes, standardization: str) -> LayerSequence:
     reader = _Reader(
         dimensions=max((len(shape) for name, shape in shapes.items() if name.endswith("weight")), default=0),
         everything=standardization == "graph",
-        is_sorted=is_sorted,
+        in_order=in_order,
     )
     tree = reader.tree(root, "")
     if not reader.layers:
         return LayerSequence((), (), approximate=True)
-    elements = group(tree)
+    elements = group(tree, flatten_ties=True)
     return LayerSequence(tuple(reader.layers), tuple(_without_lone_blocks(elements)), approximate=True)
 
 
@@ -68,7 +65,7 @@ def _without_lone_blocks(elements: Iterable[Element]) -> Iterable[Element]:
 class _Reader:
     dimensions: int
     everything: bool
-    is_sorted: bool
+    in_order: bool
     layers: list[Layer] = field(default_factory=list)
 
     def tree(self, node: _Node, name: str) -> Tree:
@@ -114,10 +111,17 @@ class _Reader:
 
     def _ordered(self, children: dict[str, _Node]) -> list[tuple[str, _Node]]:
         items = list(children.items())
-        if not self.is_sorted:
+        if self.in_order:
             return items
         items.sort(key=lambda item: natural_key(item[0]))
         return _norms_behind_their_layers(items)
+
+
+def is_definition_order(shapes: Shapes) -> bool:
+    """Whether a state_dict's names can be in definition order: they are not when a sorted file was read into it."""
+    # Files sort by dtype before name, which puts integer counters apart.
+    names = [name for name, shape in shapes.items() if shape != ()]
+    return names != sorted(names)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

@@ -6,7 +6,7 @@ Three ways, tried in turn, none of which touches the caller's network or compute
    is taken as one opaque step and the trace is repeated, so no list of such modules has to be kept;
 2. a run on fake tensors that records each parameter as it is used, where an example input is known: the caller's, or
    the input size that timm records on its networks;
-3. definition order, with a StandardizationWarning.
+3. definition order of its children, each traced by itself where that works, with a StandardizationWarning.
 """
 
 from __future__ import annotations
@@ -39,22 +39,56 @@ def use_order(network: nn.Module, example_input: Any = None) -> dict[str, int]:
 
     Returns:
         Position by name, for the names that were seen; names never used by the forward pass are absent.
+
+    Warns:
+        StandardizationWarning: The forward pass as a whole could not be traced.
     """
     reasons: list[str] = []
     skeleton = _skeleton(network, reasons)
-    if skeleton is not None:
-        for way in (_by_symbolic_trace, lambda net: _by_fake_run(net, network, example_input)):
-            try:
-                return way(skeleton)
-            except Exception as error:  # whatever a foreign forward may raise
-                reasons.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+    if skeleton is None:
+        _warn(network, reasons, "its layers are taken in definition order")
+        return {}
+    for way in (_by_symbolic_trace, lambda net: _by_fake_run(net, network, example_input)):
+        try:
+            return way(skeleton)
+        except Exception as error:  # whatever a foreign forward may raise
+            reasons.append(_reason(error))
+    _warn(network, reasons, "its parts are taken in definition order, each traced by itself where possible")
+    order: dict[str, int] = {}
+    _by_parts(skeleton, "", order)
+    return order
+
+
+def _warn(network: nn.Module, reasons: list[str], consequence: str) -> None:
     warnings.warn(
-        f"{type(network).__name__} could not be traced ({'; '.join(reasons)}); "
-        "its layers are taken in definition order. An example_input may help.",
+        f"{type(network).__name__} could not be traced ({'; '.join(reasons)}): {consequence}. "
+        "An example_input may help.",
         StandardizationWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
-    return {}
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0].split(". ")[0]
+    return f"{type(error).__name__}: {text}"[:160]
+
+
+def _by_parts(module: nn.Module, name: str, order: dict[str, int]) -> None:
+    """Children in definition order, each in its own order of use as far as it can be traced."""
+    prefix = f"{name}." if name else ""
+    for tensor_name, _ in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+        order.setdefault(prefix + tensor_name, len(order))
+    for child_name, child in module.named_children():
+        if next(child.children(), None) is None:
+            _note_module(order, child, prefix + child_name)
+            continue
+        try:
+            inside = _by_symbolic_trace(child)
+        except Exception:  # whatever a foreign forward may raise
+            _by_parts(child, prefix + child_name, order)
+        else:
+            for used in sorted(inside, key=inside.__getitem__):
+                order.setdefault(f"{prefix}{child_name}.{used}", len(order))
 
 
 def _skeleton(network: nn.Module, reasons: list[str]) -> nn.Module | None:
@@ -63,7 +97,7 @@ def _skeleton(network: nn.Module, reasons: list[str]) -> nn.Module | None:
     try:
         return copy.deepcopy(network, shared).eval()  # type: ignore[arg-type]
     except Exception as error:
-        reasons.append(f"it cannot be copied: {error}")
+        reasons.append(f"it cannot be copied: {_reason(error)}")
         return None
 
 

@@ -1,0 +1,174 @@
+// Alignment in two levels over interned sequences.
+#include "align.hpp"
+
+#include <algorithm>
+
+namespace pyassemble {
+
+double layer_score(const std::int64_t* source, const std::int64_t* target, std::int32_t rank) {
+    double product = 1.0;
+    for (std::int32_t d = 0; d < rank; ++d) {
+        const auto s = static_cast<double>(source[d]);
+        const auto t = static_cast<double>(target[d]);
+        product *= s < t ? s / t : t / s;
+    }
+    return product;
+}
+
+LayerScores::LayerScores(const Interner& source, const Interner& target, Meter& meter) {
+    tables_.resize(target.classes().size());
+    std::size_t total = 0;
+    for (std::size_t c = 0; c < tables_.size(); ++c) {
+        const Interner::Class& mine = target.classes()[c];
+        tables_[c].source_class = source.find_class(mine.kind, mine.rank);
+        if (tables_[c].source_class < 0) continue;
+        const Interner::Class& other = source.classes()[static_cast<std::size_t>(tables_[c].source_class)];
+        tables_[c].offset = total;
+        tables_[c].stride = static_cast<std::size_t>(other.count);
+        total += static_cast<std::size_t>(mine.count) * static_cast<std::size_t>(other.count);
+    }
+    values_.resize(total);
+    for (std::size_t c = 0; c < tables_.size(); ++c) {
+        if (tables_[c].source_class < 0) continue;
+        const Interner::Class& mine = target.classes()[c];
+        const Interner::Class& other = source.classes()[static_cast<std::size_t>(tables_[c].source_class)];
+        double* out = values_.data() + tables_[c].offset;
+        for (std::int32_t t = 0; t < mine.count; ++t) {
+            const std::int64_t* target_sizes = mine.sizes.data() + std::ptrdiff_t{t} * mine.rank;
+            for (std::int32_t s = 0; s < other.count; ++s) {
+                const double value = layer_score(other.sizes.data() + std::ptrdiff_t{s} * mine.rank, target_sizes, mine.rank);
+                tiny_ |= value < kTiny;
+                *out++ = value;
+            }
+            meter.spend(std::int64_t{other.count} * (mine.rank + 1) * 8);
+        }
+    }
+}
+
+namespace {
+
+class Aligner {
+public:
+    Aligner(const Sequence& source, const Sequence& target, Workspace& workspace, Arithmetic arithmetic)
+        : source_(source), target_(target), workspace_(workspace), layers_(source.interner(), target.interner(), workspace.meter) {
+        score_blocks(arithmetic);
+    }
+
+    Problem top() { return problem(source_.layout(), target_.layout()); }
+
+    // Pairs between two blocks, counted from their first layers; each distinct pair of blocks is walked back once.
+    const std::vector<Pair>& block_pairs(std::int32_t source, std::int32_t target) {
+        const std::size_t cell = static_cast<std::size_t>(target) * source_blocks().size() + static_cast<std::size_t>(source);
+        const auto found = std::ranges::find(walked_, cell, &Walked::cell);
+        if (found != walked_.end()) return found->pairs;
+        const Arena::Scope scope(workspace_.arena);
+        walked_.push_back(Walked{cell, {}});
+        solve_pairs(problem(source_blocks()[static_cast<std::size_t>(source)], target_blocks()[static_cast<std::size_t>(target)]),
+                    workspace_, walked_.back().pairs);
+        return walked_.back().pairs;
+    }
+
+    double element_score(const Sequence::Element& s, const Sequence::Element& t) const {
+        if (s.is_block != t.is_block || s.id < 0 || t.id < 0) return 0.0;
+        if (s.is_block) return blocks_[static_cast<std::size_t>(t.id) * source_blocks().size() + static_cast<std::size_t>(s.id)];
+        const Interner::Layer layer = target_.interner()[t.id];
+        const Interner::Layer other = source_.interner()[s.id];
+        const ScoreTable& table = layers_.table(layer.klass);
+        if (table.source_class != other.klass) return 0.0;
+        return layers_.values()[table.offset + static_cast<std::size_t>(layer.member) * table.stride + static_cast<std::size_t>(other.member)];
+    }
+
+private:
+    struct Walked {
+        std::size_t cell;
+        std::vector<Pair> pairs;
+    };
+
+    const std::vector<Layout>& source_blocks() const { return source_.interner().blocks(); }
+    const std::vector<Layout>& target_blocks() const { return target_.interner().blocks(); }
+
+    void score_blocks(Arithmetic arithmetic) {
+        blocks_.resize(source_blocks().size() * target_blocks().size());
+        double* out = blocks_.data();
+        for (const Layout& t : target_blocks()) {
+            for (const Layout& s : source_blocks()) {
+                const Arena::Scope scope(workspace_.arena);
+                *out++ = solve(problem(s, t), arithmetic, workspace_);
+            }
+        }
+    }
+
+    // The groups are the classes that both sides have.
+    Problem problem(const Layout& source, const Layout& target) {
+        Arena& arena = workspace_.arena;
+        auto* groups = arena.take<Group>(target.sections.size());
+        std::size_t count = 0;
+        for (const Layout::Section& section : target.sections) {
+            const bool is_blocks = section.klass == Interner::kBlocks;
+            const ScoreTable table = is_blocks ? ScoreTable{Interner::kBlocks, 0, source_blocks().size()} : layers_.table(section.klass);
+            if (table.source_class < 0) continue;
+            const Layout::Section* other = source.find(table.source_class);
+            if (other == nullptr) continue;
+            const double* values = (is_blocks ? blocks_.data() : layers_.values()) + table.offset;
+            Group& group = groups[count++];
+            group = Group{target.positions_of(section), source.positions_of(*other), nullptr, 0};
+            group.stride = workspace_.padded(group.sources.size());
+            const auto stride = static_cast<std::size_t>(group.stride);
+            group.scores = arena.take<double>(group.targets.size() * stride);
+            const std::span<const std::int32_t> columns = source.members_of(*other);
+            double* out = group.scores;
+            for (const std::int32_t member : target.members_of(section)) {
+                const double* row = values + static_cast<std::size_t>(member) * table.stride;
+                std::size_t x = 0;
+                for (const std::int32_t column : columns) out[x++] = row[column];
+                for (; x < stride; ++x) out[x] = 0.0;
+                out += stride;
+            }
+            workspace_.meter.spend(static_cast<std::int64_t>(group.targets.size() * stride));
+        }
+        return Problem{target.length, source.length, {groups, count}, layers_.tiny()};
+    }
+
+    const Sequence& source_;
+    const Sequence& target_;
+    Workspace& workspace_;
+    LayerScores layers_;
+    std::vector<double> blocks_;  // [target block][source block]
+    std::vector<Walked> walked_;
+};
+
+}  // namespace
+
+Alignment align(const Sequence& source, const Sequence& target, Workspace& workspace) {
+    const Arena::Scope scope(workspace.arena);
+    Aligner aligner(source, target, workspace, Arithmetic::exact);
+    std::vector<Pair> elements;
+    Alignment alignment;
+    alignment.score = solve_pairs(aligner.top(), workspace, elements);
+    for (const Pair pair : elements) {
+        const Sequence::Element& t = target.elements()[static_cast<std::size_t>(pair.target)];
+        const Sequence::Element& s = source.elements()[static_cast<std::size_t>(pair.source)];
+        if (!t.is_block) {
+            alignment.pairs.push_back({t.start, s.start});
+            continue;
+        }
+        for (const Pair inner : aligner.block_pairs(s.id, t.id))
+            alignment.pairs.push_back({t.start + inner.target, s.start + inner.source});
+    }
+    return alignment;
+}
+
+double score(const Sequence& source, const Sequence& target, Workspace& workspace) {
+    const Arena::Scope scope(workspace.arena);
+    Aligner aligner(source, target, workspace, Arithmetic::fast);
+    return solve(aligner.top(), Arithmetic::fast, workspace);
+}
+
+void score_matrix(const Sequence& source, const Sequence& target, Workspace& workspace, double* out) {
+    const Arena::Scope scope(workspace.arena);
+    const Aligner aligner(source, target, workspace, Arithmetic::exact);
+    for (const Sequence::Element& t : target.elements())
+        for (const Sequence::Element& s : source.elements()) *out++ = aligner.element_score(s, t);
+}
+
+}  // namespace pyassemble

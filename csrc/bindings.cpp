@@ -1,0 +1,217 @@
+// The Python module pyassemble._native: converts and checks arguments, releases the GIL, calls the core.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "align.hpp"
+#include "dispatch.hpp"
+#include "rates.hpp"
+#include "recurrence.hpp"
+#include "sequence.hpp"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace {
+
+using pyassemble::Arithmetic;
+using pyassemble::Meter;
+using pyassemble::Pair;
+using pyassemble::Sequence;
+using pyassemble::Workspace;
+
+void check_signals(void*) {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+Workspace make_workspace() { return Workspace(pyassemble::active_kernels(), Meter(check_signals, nullptr)); }
+
+struct Kind {
+    char code;
+    int itemsize;
+};
+
+// Copies any strided, even unaligned array: what is computed on later cannot change under our hands.
+template <class T>
+std::vector<T> copy_array(py::handle object, int ndim, std::initializer_list<Kind> kinds, const std::string& expected) {
+    if (!py::isinstance<py::array>(object)) throw py::type_error(expected);
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    const py::dtype dtype = array.dtype();
+    bool known = array.ndim() == ndim && dtype.attr("isnative").cast<bool>();
+    if (known) {
+        known = false;
+        for (const Kind kind : kinds) known |= dtype.kind() == kind.code && dtype.itemsize() == kind.itemsize;
+    }
+    if (!known) throw py::type_error(expected);
+    std::vector<T> out(static_cast<std::size_t>(array.size()));
+    const auto* data = static_cast<const char*>(array.data());
+    const py::ssize_t columns = ndim == 2 ? array.shape(1) : array.shape(0);
+    const py::ssize_t step = array.strides(ndim - 1);
+    for (std::size_t x = 0, row = 0; x < out.size(); ++row) {
+        const char* p = data + (ndim == 2 ? static_cast<py::ssize_t>(row) * array.strides(0) : 0);
+        if (step == static_cast<py::ssize_t>(sizeof(T))) {
+            std::memcpy(out.data() + x, p, static_cast<std::size_t>(columns) * sizeof(T));
+            x += static_cast<std::size_t>(columns);
+        } else {
+            for (py::ssize_t c = 0; c < columns; ++c, ++x) std::memcpy(&out[x], p + c * step, sizeof(T));
+        }
+    }
+    return out;
+}
+
+Sequence make_sequence(py::handle kinds, py::handle size_offsets, py::handle sizes, py::handle element_offsets, py::handle is_block) {
+    const auto int64 = [](py::handle object, const char* name) {
+        return copy_array<std::int64_t>(object, 1, {{'i', 8}}, std::string(name) + " must be a one-dimensional int64 array");
+    };
+    const auto k = copy_array<std::int32_t>(kinds, 1, {{'i', 4}}, "kinds must be a one-dimensional int32 array");
+    const auto so = int64(size_offsets, "size_offsets");
+    const auto s = int64(sizes, "sizes");
+    const auto eo = int64(element_offsets, "element_offsets");
+    const auto b = copy_array<std::uint8_t>(is_block, 1, {{'b', 1}, {'u', 1}}, "is_block must be a one-dimensional bool or uint8 array");
+    return Sequence(Sequence::Arrays{k, so, s, eo, b});
+}
+
+const Sequence& to_sequence(py::handle object, const char* name) {
+    if (!py::isinstance<Sequence>(object))
+        throw py::type_error(std::string(name) + " must be a Sequence, not " +
+                             py::type::of(object).attr("__name__").cast<std::string>());
+    return object.cast<const Sequence&>();
+}
+
+struct Scores {
+    std::vector<double> values;
+    std::int32_t targets, sources;
+};
+
+Scores to_scores(py::handle object) {
+    Scores scores;
+    scores.values = copy_array<double>(object, 2, {{'f', 8}}, "scores must be a two-dimensional float64 array");
+    const auto array = py::reinterpret_borrow<py::array>(object);
+    if (array.shape(0) >= INT32_MAX || array.shape(1) >= INT32_MAX) throw py::value_error("too many scores");
+    scores.targets = static_cast<std::int32_t>(array.shape(0));
+    scores.sources = static_cast<std::int32_t>(array.shape(1));
+    for (const double value : scores.values)
+        if (!(value >= 0.0) || std::isinf(value)) throw py::value_error("scores must be finite and not negative");
+    return scores;
+}
+
+py::tuple to_python(double value, const std::vector<Pair>& pairs) {
+    const auto count = static_cast<py::ssize_t>(pairs.size());
+    py::array_t<std::int32_t> sources(count);
+    py::array_t<std::int32_t> targets(count);
+    std::int32_t* s = sources.mutable_data();
+    std::int32_t* t = targets.mutable_data();
+    for (const Pair pair : pairs) {
+        *s++ = pair.source;
+        *t++ = pair.target;
+    }
+    return py::make_tuple(value, sources, targets);
+}
+
+py::tuple align(py::handle source, py::handle target) {
+    const Sequence& s = to_sequence(source, "source");
+    const Sequence& t = to_sequence(target, "target");
+    pyassemble::Alignment alignment;
+    {
+        const py::gil_scoped_release release;
+        Workspace workspace = make_workspace();
+        alignment = pyassemble::align(s, t, workspace);
+    }
+    return to_python(alignment.score, alignment.pairs);
+}
+
+double score(py::handle source, py::handle target) {
+    const Sequence& s = to_sequence(source, "source");
+    const Sequence& t = to_sequence(target, "target");
+    const py::gil_scoped_release release;
+    Workspace workspace = make_workspace();
+    return pyassemble::score(s, t, workspace);
+}
+
+py::array_t<double> score_matrix(py::handle source, py::handle target) {
+    const Sequence& s = to_sequence(source, "source");
+    const Sequence& t = to_sequence(target, "target");
+    py::array_t<double> out({static_cast<py::ssize_t>(t.elements().size()), static_cast<py::ssize_t>(s.elements().size())});
+    double* data = out.mutable_data();
+    const py::gil_scoped_release release;
+    Workspace workspace = make_workspace();
+    pyassemble::score_matrix(s, t, workspace, data);
+    return out;
+}
+
+py::tuple recurrence(py::handle matrix) {
+    const Scores scores = to_scores(matrix);
+    std::vector<Pair> pairs;
+    double value = 0.0;
+    {
+        const py::gil_scoped_release release;
+        Workspace workspace = make_workspace();
+        value = solve_pairs(dense_problem(scores.values.data(), scores.targets, scores.sources, workspace), workspace, pairs);
+    }
+    return to_python(value, pairs);
+}
+
+double recurrence_value(py::handle matrix) {
+    const Scores scores = to_scores(matrix);
+    const py::gil_scoped_release release;
+    Workspace workspace = make_workspace();
+    return solve(dense_problem(scores.values.data(), scores.targets, scores.sources, workspace), Arithmetic::fast, workspace);
+}
+
+double fma_rate(double seconds) {
+    const py::gil_scoped_release release;
+    Workspace workspace = make_workspace();
+    return pyassemble::multiply_add_rate(seconds, workspace);
+}
+
+double recurrence_rate(std::int32_t n, std::int32_t m, bool exact, double seconds) {
+    if (n < 1 || m < 1) throw py::value_error("n and m must be positive");
+    const py::gil_scoped_release release;
+    Workspace workspace = make_workspace();
+    return pyassemble::recurrence_rate(n, m, exact ? Arithmetic::exact : Arithmetic::fast, seconds, workspace);
+}
+
+std::string repr(const Sequence& sequence) {
+    return "<Sequence of " + std::to_string(sequence.num_layers()) + " layers in " + std::to_string(sequence.elements().size()) +
+           " elements, " + std::to_string(sequence.num_scored()) + " scored>";
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+    m.doc() = "Alignment of layer sequences (DPIAT, arXiv 2212.13970): the compiled core. Same functions as pyassemble.kernels.recurrence.";
+    m.attr("__version__") = PYASSEMBLE_VERSION;
+
+    py::class_<Sequence>(m, "Sequence", py::is_final())
+        .def(py::init(&make_sequence), "kinds"_a, "size_offsets"_a, "sizes"_a, "element_offsets"_a, "is_block"_a)
+        .def_property_readonly("num_layers", &Sequence::num_layers)
+        .def_property_readonly("num_elements", [](const Sequence& s) { return s.elements().size(); })
+        .def_property_readonly("num_scored", &Sequence::num_scored)
+        .def("__repr__", &repr);
+
+    m.def("align", &align, "source"_a, "target"_a, "D(source, target) and the pairs of layers, in target order.");
+    m.def("score", &score, "source"_a, "target"_a, "D(source, target) alone, in any order of operations.");
+    m.def("score_matrix", &score_matrix, "source"_a, "target"_a, "Scores between top-level elements, row = target.");
+    m.def("recurrence", &recurrence, "scores"_a, "One level of the recurrence on a matrix of scores, row = target.");
+    m.def("recurrence_value", &recurrence_value, "scores"_a, "Its value alone, in any order of operations.");
+
+    m.def(
+        "instruction_sets",
+        [] {
+            std::vector<std::string> names;
+            for (const pyassemble::Kernels* kernels : pyassemble::available_kernels()) names.emplace_back(kernels->name);
+            return names;
+        },
+        "What this processor and build offer, narrowest first.");
+    m.def("instruction_set", [] { return std::string(pyassemble::active_kernels().name); }, "The one in use.");
+    m.def("use_instruction_set", &pyassemble::activate_kernels, "name"_a, "Use this one from now on, in every thread.");
+    m.def("fma_rate", &fma_rate, "seconds"_a = 0.2, "Measured float64 multiply-adds per second on one core.");
+    m.def("recurrence_rate", &recurrence_rate, "n"_a, "m"_a, "exact"_a, "seconds"_a = 0.2,
+          "Measured cells per second on a dense random matrix: n (n + 1) / 2 * m cells each time.");
+}

@@ -1,0 +1,1 @@
+"""Slow textbook versions of what the package computes, to compare it with."""
