@@ -1,21 +1,23 @@
-"""The C++ core, its numba twin and the textbook recurrence agree bit for bit; both refuse the same inputs in the same words."""
+"""C++ core, numba twin and textbook recurrence agree bit for bit; core and twin refuse the same inputs in one wording."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from oracles import recurrence as oracle
 
 from pyassemble import _native as native
 from pyassemble.kernels import recurrence as twin
+from tests.oracles import recurrence as oracle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
 
 BOTH = pytest.mark.parametrize("module", [native, twin], ids=["native", "numba"])
 # Vectors hold 2, 4 or 8 doubles, rows are handled by four: sizes on both sides of each multiple.
@@ -282,7 +284,10 @@ def test_arbitrary_arrays_never_crash(matrix: Any, parts: list[Any]) -> None:
     hnp.arrays(np.int64, st.integers(0, 4), elements=st.integers(-1, 4)),
     hnp.arrays(np.bool_, st.integers(0, 3)),
 )
-def test_arrays_of_the_right_type_are_judged_alike(*parts: np.ndarray) -> None:
+def test_arrays_of_the_right_type_are_judged_alike(
+    kinds: np.ndarray, size_offsets: np.ndarray, sizes: np.ndarray, element_offsets: np.ndarray, is_block: np.ndarray
+) -> None:
+    parts = (kinds, size_offsets, sizes, element_offsets, is_block)
     assert outcome(lambda: native.Sequence(*parts)) == outcome(lambda: twin.Sequence(*parts))
 
 

@@ -15,9 +15,8 @@ from pyassemble import _native
 
 layers = 6000
 scores = np.random.default_rng(0).random((layers, layers))
-sequence = _native.Sequence(
-    np.zeros(layers, np.int32), np.arange(layers + 1), np.arange(1, layers + 1), np.arange(layers + 1), np.zeros(layers, bool)
-)
+offsets = np.arange(layers + 1)
+sequence = _native.Sequence(np.zeros(layers, np.int32), offsets, offsets[1:], offsets, np.zeros(layers, bool))
 print("ready", flush=True)
 try:
     {call}

@@ -83,7 +83,7 @@ def _magnitude(pair: LayerPair, generator: torch.Generator) -> dict[str, Assigne
             return slice(0, s)
         if role != "weight" or left is None or dim not in (0, 1):
             return _centre(s, t)
-        sums = left.sum(dim=[d for d in range(left.dim()) if d != dim])
+        sums = left.transpose(0, dim).flatten(1).sum(1) if left.dim() > 1 else left
         kept = sums.sort(descending=True, stable=True).indices[:t].sort().values
         left = left.index_select(dim, kept)
         return kept.cpu()

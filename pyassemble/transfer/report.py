@@ -64,8 +64,8 @@ class TransferReport:
         method: The transfer method.
         dry_run: Whether nothing was written.
         tensors: One record per written tensor, in target order.
-        untouched: Names of the target's parameters and persistent buffers that kept their values.
-        coverage: Share of the elements of the target's parameters and persistent buffers that were written.
+        untouched: Names of the target's parameters and batch-norm statistics that kept their values.
+        coverage: Share of the elements of the target's parameters and batch-norm statistics that were written.
     """
 
     alignment: Alignment

@@ -82,15 +82,17 @@ class ModuleTensors(Tensors):
             roles.extend(role for role, b in module._buffers.items() if b is not None and role not in transient)
         return {role: _slot(module, name, role) for role in roles}
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Every parameter and persistent buffer once, tied ones under their first name."""
-        unique: dict[str, torch.Tensor] = {}
-        seen: set[int] = set()
-        for name, tensor in self.network.state_dict(keep_vars=True).items():
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in seen:
-                seen.add(id(tensor))
-                unique[name] = tensor
-        return unique
+    def carriers(self) -> dict[str, torch.Tensor]:
+        """Every parameter and every normalization statistic once, tied ones under their first name.
+
+        Other buffers (index tables, coordinate grids) follow from the architecture and carry nothing learned.
+        """
+        carriers: dict[str, torch.Tensor] = dict(self.network.named_parameters())
+        for path, module in self.network.named_modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                prefix = f"{path}." if path else ""
+                carriers.update((prefix + name, buffer) for name, buffer in module.named_buffers(recurse=False))
+        return carriers
 
 
 def _slot(module: nn.Module, path: str, attribute: str) -> Slot:
@@ -179,7 +181,7 @@ def check_source(slots: Iterable[Slot]) -> None:
     checked = []
     for slot in slots:
         _check_kind(slot.name, slot.value, "source")
-        if slot.value.is_floating_point() or slot.value.is_complex():
+        if _is_weight(slot.value):
             checked.append(slot)
             # One pass without a temporary; only a sum that is not finite (or overflowed) is looked at closely.
             totals.append(slot.value.sum())
@@ -229,5 +231,9 @@ def _check_kind(name: str, tensor: torch.Tensor, side: str) -> None:
         raise TensorError(f"{where} is a {type(tensor).__name__}; plain tensors are accepted, so transfer before sharding")
     if tensor.layout is not torch.strided:
         raise TensorError(f"{where} has layout {tensor.layout}; dense tensors are accepted")
-    if tensor.dim() > 0 and not (tensor.is_floating_point() or tensor.is_complex()):
+    if tensor.dim() > 0 and not _is_weight(tensor):
         raise TensorError(f"{where} holds {tensor.dtype}; floating-point weights are accepted")
+
+
+def _is_weight(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

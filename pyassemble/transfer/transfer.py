@@ -285,14 +285,14 @@ def _report(
 ) -> TransferReport:
     records = tuple(_records(copies, scales))
     touched = {id(tensor) for copy in copies for tensor in copy.target.stored}
-    state = receiver.state()
-    total = sum(tensor.numel() for tensor in state.values())
+    carriers = receiver.carriers()
+    total = sum(tensor.numel() for tensor in carriers.values())
     return TransferReport(
         alignment=alignment,
         method=method,
         dry_run=dry_run,
         tensors=records,
-        untouched=tuple(name for name, tensor in state.items() if id(tensor) not in touched),
+        untouched=tuple(name for name, tensor in carriers.items() if id(tensor) not in touched),
         coverage=min(1.0, sum(record.written for record in records) / max(1, total)),
         _overwritten=overwritten,
     )

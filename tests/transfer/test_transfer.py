@@ -35,7 +35,7 @@ def test_identity_transfer_gives_the_same_bits_and_undo_takes_them_back(name: st
     images = images_for(source)
     with torch.no_grad():
         expected = source(images)
-        assert not torch.equal(target(images), expected)
+        assert not any(torch.equal(p, q) for p, q in zip(source.parameters(), target.parameters(), strict=True))
         report = pa.transfer(source, target, standardization=standardization)
         assert torch.equal(target(images), expected)
     assert report.coverage == 1.0
@@ -49,10 +49,12 @@ def test_identity_transfer_gives_the_same_bits_and_undo_takes_them_back(name: st
 
 def crop(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """SPEC 1.5, element by element in every dimension."""
+    if source.dim() == 0:
+        return source
     result = target.clone()
     offsets = [(max(0, (s - t) // 2), max(0, (t - s) // 2), min(s, t))
                for s, t in zip(source.shape, target.shape, strict=True)]  # fmt: skip
-    inside = torch.cartesian_prod(*[torch.arange(n) for _, _, n in offsets]).reshape(-1, max(1, len(offsets)))
+    inside = torch.cartesian_prod(*[torch.arange(n) for _, _, n in offsets]).reshape(-1, len(offsets))
     for index in inside.tolist():
         to = tuple(i + o[1] for i, o in zip(index, offsets, strict=True))
         of = tuple(i + o[0] for i, o in zip(index, offsets, strict=True))
