@@ -29,6 +29,6 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = make_kernels<Avx2>("avx2");
+constinit const Kernels kAvx2Kernels = make_kernels<Avx2>("avx2");
 
 }  // namespace pyassemble

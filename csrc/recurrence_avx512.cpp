@@ -35,6 +35,6 @@ struct Avx512 {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = make_kernels<Avx512>("avx512");
+constinit const Kernels kAvx512Kernels = make_kernels<Avx512>("avx512");
 
 }  // namespace pyassemble

@@ -22,6 +22,6 @@ struct Scalar {
 
 }  // namespace
 
-const Kernels kScalarKernels = make_kernels<Scalar>("scalar");
+constinit const Kernels kScalarKernels = make_kernels<Scalar>("scalar");
 
 }  // namespace pyassemble

@@ -26,6 +26,6 @@ struct Sse2 {
 
 }  // namespace
 
-const Kernels kSse2Kernels = make_kernels<Sse2>("sse2");
+constinit const Kernels kSse2Kernels = make_kernels<Sse2>("sse2");
 
 }  // namespace pyassemble

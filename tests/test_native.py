@@ -1,4 +1,4 @@
-"""C++ core, numba twin and textbook recurrence agree bit for bit; core and twin refuse the same inputs in one wording."""
+"""C++ core, numba twin and textbook oracle agree bit for bit; core and twin refuse bad inputs in the same words."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from pyassemble.network.layers import Element, Layer, LayerSequence
-from pyassemble.network.modules import has_weight_matrix, refuse_lazy, scored_base, unwrap, weight_shape
+from pyassemble.network.modules import children, lazy_error, traits, unwrap, weight_shape
 
 #: Index of a layer, or the indices of a block's layers. Deeper nesting exists only while the walk is under way.
 Content = int | list["Content"]
@@ -42,20 +42,19 @@ def standardize_blocks(network: nn.Module) -> LayerSequence:
 
 
 def _module_tree(module: nn.Module, name: str, layers: list[Layer], names: dict[nn.Module, str]) -> Tree:
-    kind = scored_base(type(module))
-    if kind is None:
-        prefix = f"{name}." if name else ""
-        children: list[Tree] = [
-            _module_tree(child, prefix + child_name, layers, names) for child_name, child in module.named_children()
-        ]
-        if children:
-            return children
-    refuse_lazy(module, name)
+    base, counts, lazy = traits(type(module))
+    if base is None:
+        inside = children(module)
+        if inside:
+            prefix = f"{name}." if name else ""
+            return [_module_tree(child, prefix + child_name, layers, names) for child_name, child in inside]
+    if lazy:
+        raise lazy_error(module, name)
     name = names.setdefault(module, name)
-    shape = None if kind is None else weight_shape(module)
+    shape = weight_shape(module) if base is not None else None
     # A weight without elements is none: its score would be 0 / 0.
-    layers.append(Layer(name, None, ()) if shape is None or 0 in shape else Layer(name, kind, shape))
-    return Leaf(len(layers) - 1, has_weight_matrix(type(module)))
+    layers.append(Layer(name, None, ()) if shape is None or 0 in shape else Layer(name, base, shape))
+    return Leaf(len(layers) - 1, counts)
 
 
 def group(tree: Tree, *, flatten_ties: bool = False) -> list[Element]:

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from pyassemble.errors import UnsupportedNetworkError
 from pyassemble.network.blocks import Leaf, Tree, group
 from pyassemble.network.layers import Element, Layer, LayerSequence
-from pyassemble.network.modules import computed, has_weight_matrix, refuse_lazy, scored_base, unwrap
+from pyassemble.network.modules import computed, lazy_error, traits, unwrap
 from pyassemble.network.trace import use_order
 
 _CONVOLUTIONS = (
@@ -51,8 +51,8 @@ def standardize_graph(network: nn.Module, example_input: Any = None) -> LayerSeq
 
 
 def _module_tree(module: nn.Module, name: str, layers: list[Layer], seen: dict[nn.Module, str]) -> Tree:
-    scored_base(type(module))  # refuses quantized modules
-    refuse_lazy(module, name)
+    if traits(type(module)).lazy:
+        raise lazy_error(module, name)
     prefix = f"{name}." if name else ""
     if module in seen:
         # A module used twice holds its tensors once.
@@ -94,7 +94,7 @@ def _elements_of(module: nn.Module, prefix: str) -> list[tuple[str, tuple[int, .
                 f"parameter {prefix + role!r} is lazy and has no shape yet; run one forward pass first"
             )
     if "weight" in tensors:
-        return [("weight", tuple(tensors["weight"].shape), has_weight_matrix(type(module)))]
+        return [("weight", tuple(tensors["weight"].shape), traits(type(module)).counts)]
     if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
         return [("running_mean", tuple(module.running_mean.shape), False)]
     return [

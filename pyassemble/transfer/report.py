@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pyassemble.transfer.alignment import Alignment
-from pyassemble.transfer.methods import Region
+from pyassemble.transfer.methods import Region, take
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Overwritten:
     def restore(self) -> None:
         """Put the content back, bit for bit."""
         with torch.no_grad():
-            self.tensor.detach()[self.region].copy_(self.content)
+            take(self.tensor.detach(), self.region).copy_(self.content)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from pyassemble.errors import TensorError, UnsupportedNetworkError
 from pyassemble.network.layers import Layer
-from pyassemble.network.modules import computed, unwrap
+from pyassemble.network.modules import computed, modules_by_name, unwrap
 from pyassemble.network.standardize import NetworkLike
 
 
@@ -48,7 +48,7 @@ class ModuleTensors(Tensors):
 
     def __init__(self, network: nn.Module) -> None:
         self.network = unwrap(network)
-        self._modules = dict(self.network.named_modules(remove_duplicate=False))
+        self._modules = modules_by_name(self.network)
 
     def layer(self, layer: Layer, buffers: bool) -> dict[str, Slot]:
         """Slots of a layer by role: a whole module's, or one tensor of it and its bias."""
@@ -87,11 +87,16 @@ class ModuleTensors(Tensors):
 
         Other buffers (index tables, coordinate grids) follow from the architecture and carry nothing learned.
         """
-        carriers: dict[str, torch.Tensor] = dict(self.network.named_parameters())
-        for path, module in self.network.named_modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                prefix = f"{path}." if path else ""
-                carriers.update((prefix + name, buffer) for name, buffer in module.named_buffers(recurse=False))
+        carriers: dict[str, torch.Tensor] = {}
+        seen: set[int] = set()
+        for path, module in self._modules.items():
+            prefix = f"{path}." if path else ""
+            is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+            held = {**module._parameters, **module._buffers} if is_norm else module._parameters
+            for name, tensor in held.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    carriers[prefix + name] = tensor
         return carriers
 
 
@@ -210,10 +215,15 @@ def check_target(slot: Slot) -> None:
     """Refuse target tensors that cannot be written in place.
 
     Raises:
-        TensorError: A meta, quantized, integer, distributed or inference-mode tensor, by name.
+        TensorError: A meta, quantized, integer, distributed, expanded or inference-mode tensor, by name.
     """
     for tensor in slot.stored:
         _check_kind(slot.name, tensor, "target")
+        if any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise TensorError(
+                f"target tensor {slot.name} of shape {tuple(tensor.shape)} is expanded: several of its elements are one "
+                "place in memory; clone it to make it writable"
+            )
         if tensor.is_inference() and not torch.is_inference_mode_enabled():
             raise TensorError(
                 f"target tensor {slot.name} of shape {tuple(tensor.shape)} was made in inference mode and cannot be "

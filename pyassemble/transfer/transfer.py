@@ -263,7 +263,7 @@ def _written(writes: Sequence[_Write]) -> list[Overwritten]:
     try:
         with torch.no_grad():
             for write in writes:
-                view = write.tensor.detach()[write.region]
+                view = take(write.tensor.detach(), write.region)
                 done.append(Overwritten(write.tensor, write.region, view.clone()))
                 view.copy_(write.content)
     except BaseException as error:

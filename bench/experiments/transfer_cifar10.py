@@ -1,0 +1,473 @@
+"""Transfer against random initialization on CIFAR-10: how much does a pretrained source help another architecture?
+
+Sources are CIFAR ResNets, as pretrained elsewhere and after fine-tuning on the target data; targets are those
+architectures and timm ones adapted to 32×32. Every finished run is kept in OUT/runs.csv: the same command goes on where
+it stopped. On a CPU, glibc gives large blocks back to the system after every step unless told otherwise; with
+MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment the training is up to a third
+faster.
+
+    python bench/experiments/transfer_cifar10.py                      two CPU cores, under an hour
+    python bench/experiments/transfer_cifar10.py --device cuda --pairs full
+    python bench/experiments/transfer_cifar10.py --report-only        tables and plot again from runs.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from cifar10 import Images, Normalize, read
+from cifar_resnet import DEPTHS, MEAN, STD, CifarResNet, load_weights, pretrained
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import save_file
+from small_images import keep_resolution
+from torch import nn
+from transfer_report import write_report
+from transfer_runs import RANDOM, Row, Run, RunFile
+
+import pyassemble as pa
+from pyassemble.atomic import replacing
+from pyassemble.training import EpochResult, evaluate, fit, random_flip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE, TUNED = "elsewhere", "fine-tuned"
+GRID, ONE_EPOCH = "grid", "one-epoch"
+CIFAR_RESNETS = tuple(f"resnet{depth}_cifar" for depth in DEPTHS)
+LEARNING_RATE = 1e-3
+# Room that an estimate leaves for other load on the machine before a run is left out of the budget.
+MARGIN = 1.1
+
+
+def cifar_resnet(name: str) -> CifarResNet:
+    return CifarResNet(int(name.removeprefix("resnet").removesuffix("_cifar")))
+
+
+def _timm(name: str, final: int, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: keep_resolution(timm.create_model(name, num_classes=10, **options), final=final)
+
+
+# The last map is 4×4 for plain ResNets and 2×2 for the others: at 4×4 those cost three times as much on a CPU.
+TARGETS: dict[str, Callable[[], nn.Module]] = {
+    **{name: lambda name=name: cifar_resnet(name) for name in CIFAR_RESNETS},  # type: ignore[misc]
+    "resnet18_narrow": _timm("resnet18", 4, channels=(16, 32, 64, 128)),
+    "resnet14t_narrow": _timm("resnet14t", 4, channels=(16, 32, 64, 128)),
+    "resnet18": _timm("resnet18", 4),
+    "regnetx_002": _timm("regnetx_002", 2),
+    "regnety_004": _timm("regnety_004", 2),
+    "lcnet_050": _timm("lcnet_050", 2),
+    "mobilenetv3_small_050": _timm("mobilenetv3_small_050", 2),
+    "mobilenetv2_050": _timm("mobilenetv2_050", 2),
+    "mnasnet_small": _timm("mnasnet_small", 2),
+    "efficientnet_lite0": _timm("efficientnet_lite0", 2),
+    "densenet121": _timm("densenet121", 4),
+}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How much of everything."""
+
+    images: int
+    test_images: int
+    epochs: int
+    tuning_images: int
+    one_epoch_images: int
+    one_epoch_test_images: int
+    seeds: int
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]
+    once: tuple[str, ...] = ()
+    """Targets that are run with the first seed and the shallowest and deepest source only."""
+    batch_size: int = 128
+
+
+REDUCED = Conditions(
+    images=3200,
+    test_images=2000,
+    epochs=4,
+    tuning_images=10_000,
+    one_epoch_images=20_000,
+    one_epoch_test_images=10_000,
+    seeds=2,
+    targets=(
+        "resnet20_cifar",
+        "resnet32_cifar",
+        "resnet18_narrow",
+        "regnetx_002",
+        "lcnet_050",
+        "resnet56_cifar",
+    ),
+    sources=CIFAR_RESNETS,
+    once=("resnet56_cifar",),
+)
+FULL = replace(
+    REDUCED, images=20_000, test_images=10_000, tuning_images=50_000, seeds=5, targets=tuple(TARGETS), once=()
+)
+SMOKE = Conditions(
+    images=128,
+    test_images=100,
+    epochs=2,
+    tuning_images=128,
+    one_epoch_images=128,
+    one_epoch_test_images=100,
+    seeds=1,
+    targets=("resnet20_cifar", "lcnet_050"),
+    sources=("resnet20_cifar",),
+)
+
+
+def planned_runs(conditions: Conditions) -> list[Run]:
+    """All runs, the most important first: a budget that ends early cuts off seeds and large targets, not questions."""
+    first, deepest = conditions.sources[0], conditions.sources[-1]
+    grid = []
+    for seed in range(conditions.seeds):
+        for target in conditions.targets:
+            if target in conditions.once and seed > 0:
+                continue
+            sources = (first, deepest) if target in conditions.once else conditions.sources
+            grid.append(Run(GRID, target, RANDOM, "", seed))
+            grid += [Run(GRID, target, source, how, seed) for how in (ELSEWHERE, TUNED) for source in sources]
+    shallow, next_one = "resnet20_cifar", "resnet32_cifar"
+    one_epoch = [
+        Run(ONE_EPOCH, shallow, RANDOM, "", 0),
+        Run(ONE_EPOCH, shallow, shallow, ELSEWHERE, 0),
+        Run(ONE_EPOCH, next_one, shallow, ELSEWHERE, 0),
+    ]
+    if deepest != shallow:
+        one_epoch.insert(1, Run(ONE_EPOCH, shallow, deepest, ELSEWHERE, 0))
+        one_epoch.append(Run(ONE_EPOCH, next_one, RANDOM, "", 0))
+    return one_epoch + grid
+
+
+def precision_for(network: nn.Module, device: torch.device) -> torch.dtype | None:
+    """bfloat16, but for depthwise convolutions on a CPU, where it was measured to be 2 to 3 times slower."""
+    if device.type != "cpu":
+        return torch.bfloat16
+    depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in network.modules())
+    return None if depthwise else torch.bfloat16
+
+
+@dataclass
+class Experiment:
+    """Data, sources and settings that all runs share."""
+
+    conditions: Conditions
+    data: Path
+    weights: Path
+    out: Path
+    device: torch.device
+    budget_minutes: float
+    console: Console
+    normalize: Normalize = field(default_factory=lambda: Normalize(MEAN, STD))
+    _accuracies: dict[tuple[str, str, int], float] = field(default_factory=dict)
+    _similarities: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+
+    def amounts(self, section: str) -> tuple[int, int, int]:
+        """Training images, test images and epochs of a section."""
+        if section == ONE_EPOCH:
+            return self.conditions.one_epoch_images, self.conditions.one_epoch_test_images, 1
+        return self.conditions.images, self.conditions.test_images, self.conditions.epochs
+
+    def images(self, split: str, count: int) -> Images:
+        return read(self.data, split, count).to(self.device)
+
+    def target(self, name: str, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return TARGETS[name]().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def source(self, name: str, scenario: str) -> nn.Module:
+        depth = int(name.removeprefix("resnet").removesuffix("_cifar"))
+        network = pretrained(depth, self.weights)
+        if scenario == TUNED:
+            count = self.conditions.tuning_images
+            checkpoint = self.out / "sources" / f"{name}_{count}.safetensors"
+            if checkpoint.exists():
+                load_weights(network, checkpoint)
+            else:
+                self._tune(network, name, count, checkpoint)
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def _tune(self, network: nn.Module, name: str, count: int, checkpoint: Path) -> None:
+        self.console.print(f"fine-tuning {name} for one epoch on {count} images")
+        images = self.images("train", count)
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fit(
+            network,
+            images.pixels,
+            images.labels,
+            epochs=1,
+            batch_size=self.conditions.batch_size,
+            learning_rate=LEARNING_RATE,
+            autocast=precision_for(network, self.device),
+            prepare=self.normalize,
+            augment=random_flip,
+        )
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(checkpoint) as temporary:
+            save_file({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, temporary)
+
+    def source_accuracy(self, name: str, scenario: str, test: Images) -> float:
+        key = (name, scenario, len(test))
+        if key not in self._accuracies:
+            self._accuracies[key] = self.accuracy(self.source(name, scenario), test)
+        return self._accuracies[key]
+
+    def accuracy(self, network: nn.Module, test: Images) -> float:
+        return evaluate(
+            network,
+            test.pixels,
+            test.labels,
+            autocast=precision_for(network, self.device),
+            prepare=self.normalize,
+        )
+
+    def similarities(self, source: nn.Module, target: nn.Module, key: tuple[str, str]) -> tuple[float, float]:
+        if key not in self._similarities:
+            self._similarities[key] = (pa.similarity(source, target), pa.similarity(source, target, directed=True))
+        return self._similarities[key]
+
+    def perform(self, run: Run, after_step: Callable[[int, int], None] | None = None) -> list[Row]:
+        """Trains one target and says what it was worth after each epoch."""
+        count, test_count, epochs = self.amounts(run.section)
+        train, test = self.images("train", count), self.images("test", test_count)
+        target = self.target(run.target, run.seed)
+        precision = precision_for(target, self.device)
+        nan = float("nan")
+        before = Row(
+            section=run.section,
+            target=run.target,
+            source=run.source,
+            scenario=run.scenario,
+            seed=run.seed,
+            epoch=0,
+            accuracy=nan,
+            loss=nan,
+            seconds=0.0,
+            transfer_seconds=0.0,
+            similarity=nan,
+            directed=nan,
+            coverage=0.0,
+            source_accuracy=nan,
+            source_parameters=0,
+            target_parameters=_parameters(target),
+            images=count,
+            test_images=test_count,
+            epochs=epochs,
+            batch_size=self.conditions.batch_size,
+            tuning_images=self.conditions.tuning_images,
+            precision="float32" if precision is None else str(precision).removeprefix("torch."),
+            device=_device_name(self.device),
+            threads=torch.get_num_threads(),
+            budget_minutes=self.budget_minutes,
+            torch=torch.__version__,
+            timm=timm.__version__,
+            commit=_commit(),
+        )
+        if run.source != RANDOM:
+            source = self.source(run.source, run.scenario)
+            symmetric, directed = self.similarities(source, target, (run.source, run.target))
+            start = time.perf_counter()
+            coverage = pa.transfer(source, target, seed=run.seed).coverage
+            before = replace(
+                before,
+                transfer_seconds=time.perf_counter() - start,
+                similarity=symmetric,
+                directed=directed,
+                coverage=coverage,
+                source_parameters=_parameters(source),
+                source_accuracy=self.source_accuracy(run.source, run.scenario, test),
+            )
+        rows = [replace(before, accuracy=self.accuracy(target, test))]
+
+        def measure(result: EpochResult) -> None:
+            rows.append(
+                replace(
+                    before,
+                    epoch=result.epoch,
+                    accuracy=self.accuracy(target, test),
+                    loss=result.loss,
+                    seconds=rows[-1].seconds + result.seconds,
+                )
+            )
+
+        fit(
+            target,
+            train.pixels,
+            train.labels,
+            epochs=epochs,
+            batch_size=self.conditions.batch_size,
+            learning_rate=LEARNING_RATE,
+            seed=run.seed,
+            autocast=precision,
+            prepare=self.normalize,
+            augment=random_flip,
+            after_epoch=measure,
+            after_step=after_step,
+        )
+        return rows
+
+    def calibrated(self, names: set[str]) -> dict[str, float]:
+        """Seconds an image takes in training, measured on a few steps of each target."""
+        batch = self.conditions.batch_size
+        images = self.images("train", min(3 * batch, self.conditions.images))
+        speeds = {}
+        for name in sorted(names):
+            target = self.target(name, seed=0)
+            results = fit(
+                target,
+                images.pixels,
+                images.labels,
+                epochs=2,
+                batch_size=batch,
+                autocast=precision_for(target, self.device),
+                prepare=self.normalize,
+                augment=random_flip,
+            )
+            speeds[name] = min(result.seconds for result in results) / len(images)
+        return speeds
+
+    def work(self, run: Run) -> float:
+        """Images of a run, a tested one counted as a third of a trained one."""
+        count, test_count, epochs = self.amounts(run.section)
+        return epochs * count + (epochs + 1) * test_count / 3
+
+
+def perform_all(experiment: Experiment, runs: list[Run], file: RunFile) -> None:
+    """Performs what is not in the file yet, as far as the budget goes."""
+    console, deadline = experiment.console, time.monotonic() + 60 * experiment.budget_minutes
+    done = set(file.runs())
+    left = [run for run in runs if run not in done]
+    if not left:
+        console.print("every planned run is in runs.csv already")
+        return
+    speeds = {name: [speed] for name, speed in experiment.calibrated({run.target for run in left}).items()}
+
+    def estimate(run: Run) -> float:
+        return statistics.median(speeds[run.target]) * experiment.work(run)
+
+    total = sum(map(estimate, left)) / 60
+    console.print(
+        f"{len(runs)} runs planned, {len(runs) - len(left)} of them done before; the rest should take {total:.0f} "
+        f"minutes on {_device_name(experiment.device)} ({torch.get_num_threads()} threads), and fine-tuning the "
+        f"sources some more; budget {experiment.budget_minutes:g} minutes"
+    )
+    skipped = 0
+    for number, run in enumerate(left, 1):
+        if time.monotonic() + MARGIN * estimate(run) > deadline:
+            skipped += 1
+            continue
+        start = time.perf_counter()
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task(str(run))
+            rows = experiment.perform(run, lambda step, steps: progress.update(task, completed=step, total=steps))  # noqa: B023
+        file.append(rows)
+        speeds[run.target].append((time.perf_counter() - start) / experiment.work(run))
+        accuracies = " ".join(f"{100 * row.accuracy:.1f}" for row in rows)
+        console.print(
+            f"[{number}/{len(left)}] {run}: {accuracies} %, {rows[-1].seconds:.0f} s training, "
+            f"{(deadline - time.monotonic()) / 60:.0f} minutes left",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if skipped:
+        console.print(f"{skipped} runs did not fit into the budget; the same command goes on with them")
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with the images, or with cifar10/")
+    add("--weights", type=Path, help="folder with resnet{20,32,44,56}.safetensors (default: DATA/cifar_resnets)")
+    add("--out", type=Path, default=ROOT / "bench/results/transfer_cifar10")
+    add("--pairs", choices=("reduced", "full"), default="reduced")
+    add("--images", type=int, help="training images of an epoch in the grid")
+    add("--test-images", type=int, help="test images in the grid")
+    add("--epochs", type=int, help="epochs in the grid")
+    add("--seeds", type=int)
+    add("--device", default="cpu")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--budget-minutes", type=float, default=50.0, help="no run is started that would end after this")
+    add("--smoke", action="store_true", help="a tiny form of everything, under a minute")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True, help="keep the runs found in OUT")
+    add("--report-only", action="store_true", help="write tables and plot again from OUT/runs.csv")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _arguments(argv)
+    console = Console()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs_csv = options.out / "runs.csv"
+    if not options.resume and not options.report_only:
+        runs_csv.unlink(missing_ok=True)
+    file = RunFile(runs_csv)
+    if options.report_only:
+        write_report(file, options.out, console)
+        return 0
+    conditions = SMOKE if options.smoke else {"reduced": REDUCED, "full": FULL}[options.pairs]
+    chosen = {name: getattr(options, name) for name in ("images", "test_images", "epochs", "seeds")}
+    conditions = replace(conditions, **{name: value for name, value in chosen.items() if value is not None})
+    experiment = Experiment(
+        conditions=conditions,
+        data=options.data / "cifar10" if (options.data / "cifar10").is_dir() else options.data,
+        weights=options.weights or options.data / "cifar_resnets",
+        out=options.out,
+        device=torch.device(options.device),
+        budget_minutes=options.budget_minutes,
+        console=console,
+    )
+    _refuse_mixture(experiment, file)
+    try:
+        perform_all(experiment, planned_runs(conditions), file)
+    except KeyboardInterrupt:
+        console.print(f"stopped; finished runs are in {runs_csv}, the same command goes on from there")
+        return 130
+    write_report(file, options.out, console)
+    return 0
+
+
+def _refuse_mixture(experiment: Experiment, file: RunFile) -> None:
+    """Runs under other conditions cannot be compared with the ones to come."""
+    for row in file.rows:
+        tuning, batch = experiment.conditions.tuning_images, experiment.conditions.batch_size
+        wanted = (*experiment.amounts(row.section), batch, tuning, _device_name(experiment.device))
+        if row.settings != wanted:
+            raise SystemExit(
+                f"{file.path} holds runs under other conditions (images, test images, epochs, batch size, images for "
+                f"fine-tuning, device): {row.settings}, now {wanted}. Name another --out, or use --no-resume to "
+                "replace them"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
