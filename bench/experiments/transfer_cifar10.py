@@ -14,11 +14,15 @@ faster.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +173,8 @@ class Experiment:
     out: Path
     device: torch.device
     budget_minutes: float
-    console: Console
+    threads: int
+    workers: int
     normalize: Normalize = field(default_factory=lambda: Normalize(MEAN, STD))
     _accuracies: dict[tuple[str, str, int], float] = field(default_factory=dict)
     _similarities: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
@@ -191,18 +196,16 @@ class Experiment:
         depth = int(name.removeprefix("resnet").removesuffix("_cifar"))
         network = pretrained(depth, self.weights)
         if scenario == TUNED:
-            count = self.conditions.tuning_images
-            checkpoint = self.out / "sources" / f"{name}_{count}.safetensors"
-            if checkpoint.exists():
-                load_weights(network, checkpoint)
-            else:
-                self._tune(network, name, count, checkpoint)
+            load_weights(network, self.checkpoint(name))
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    def _tune(self, network: nn.Module, name: str, count: int, checkpoint: Path) -> None:
-        self.console.print(f"fine-tuning {name} for one epoch on {count} images")
-        images = self.images("train", count)
-        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def checkpoint(self, name: str) -> Path:
+        return self.out / "sources" / f"{name}_{self.conditions.tuning_images}.safetensors"
+
+    def tune(self, name: str) -> str:
+        """Trains a source for one epoch on the target data and keeps it; gives its name back."""
+        images = self.images("train", self.conditions.tuning_images)
+        network = self.source(name, ELSEWHERE)
         fit(
             network,
             images.pixels,
@@ -214,9 +217,11 @@ class Experiment:
             prepare=self.normalize,
             augment=random_flip,
         )
+        checkpoint = self.checkpoint(name)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         with replacing(checkpoint) as temporary:
             save_file({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, temporary)
+        return name
 
     def source_accuracy(self, name: str, scenario: str, test: Images) -> float:
         key = (name, scenario, len(test))
@@ -238,7 +243,7 @@ class Experiment:
             self._similarities[key] = (pa.similarity(source, target), pa.similarity(source, target, directed=True))
         return self._similarities[key]
 
-    def perform(self, run: Run, after_step: Callable[[int, int], None] | None = None) -> list[Row]:
+    def perform(self, run: Run) -> list[Row]:
         """Trains one target and says what it was worth after each epoch."""
         count, test_count, epochs = self.amounts(run.section)
         train, test = self.images("train", count), self.images("test", test_count)
@@ -269,7 +274,8 @@ class Experiment:
             tuning_images=self.conditions.tuning_images,
             precision="float32" if precision is None else str(precision).removeprefix("torch."),
             device=_device_name(self.device),
-            threads=torch.get_num_threads(),
+            threads=self.threads,
+            workers=self.workers,
             budget_minutes=self.budget_minutes,
             torch=torch.__version__,
             timm=timm.__version__,
@@ -314,29 +320,25 @@ class Experiment:
             prepare=self.normalize,
             augment=random_flip,
             after_epoch=measure,
-            after_step=after_step,
         )
         return rows
 
-    def calibrated(self, names: set[str]) -> dict[str, float]:
-        """Seconds an image takes in training, measured on a few steps of each target."""
+    def calibrated(self, name: str) -> float:
+        """Seconds an image takes in training, measured on a few steps of a target."""
         batch = self.conditions.batch_size
         images = self.images("train", min(3 * batch, self.conditions.images))
-        speeds = {}
-        for name in sorted(names):
-            target = self.target(name, seed=0)
-            results = fit(
-                target,
-                images.pixels,
-                images.labels,
-                epochs=2,
-                batch_size=batch,
-                autocast=precision_for(target, self.device),
-                prepare=self.normalize,
-                augment=random_flip,
-            )
-            speeds[name] = min(result.seconds for result in results) / len(images)
-        return speeds
+        target = self.target(name, seed=0)
+        results = fit(
+            target,
+            images.pixels,
+            images.labels,
+            epochs=2,
+            batch_size=batch,
+            autocast=precision_for(target, self.device),
+            prepare=self.normalize,
+            augment=random_flip,
+        )
+        return min(result.seconds for result in results) / len(images)
 
     def work(self, run: Run) -> float:
         """Images of a run, a tested one counted as a third of a trained one."""
@@ -344,50 +346,148 @@ class Experiment:
         return epochs * count + (epochs + 1) * test_count / 3
 
 
-def perform_all(experiment: Experiment, runs: list[Run], file: RunFile) -> None:
-    """Performs what is not in the file yet, as far as the budget goes."""
-    console, deadline = experiment.console, time.monotonic() + 60 * experiment.budget_minutes
+# Each worker process holds the experiment once, with the images and similarities it has read so far.
+_experiment: Experiment | None = None
+
+
+def _start_worker(experiment: Experiment) -> None:
+    global _experiment
+    # Ctrl-C reaches the whole process group; the parent decides what becomes of the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(experiment.threads)
+    _experiment = experiment
+
+
+def _tune(name: str) -> str:
+    assert _experiment is not None
+    return _experiment.tune(name)
+
+
+def _perform(run: Run) -> list[Row]:
+    assert _experiment is not None
+    return _experiment.perform(run)
+
+
+def _calibrate(name: str) -> float:
+    assert _experiment is not None
+    return _experiment.calibrated(name)
+
+
+class Schedule:
+    """Which runs are left, how long they should take, and what still fits into the budget."""
+
+    def __init__(self, experiment: Experiment, runs: list[Run], speeds: dict[str, float]) -> None:
+        self.experiment = experiment
+        self.left = runs
+        self.skipped: list[Run] = []
+        self.speeds = {name: [speed] for name, speed in speeds.items()}
+        self.deadline = time.monotonic() + 60 * experiment.budget_minutes
+
+    def estimate(self, run: Run) -> float:
+        """Seconds that a run should take."""
+        return statistics.median(self.speeds[run.target]) * self.experiment.work(run)
+
+    def learn(self, run: Run, seconds: float) -> None:
+        self.speeds[run.target].append(seconds / self.experiment.work(run))
+
+    def minutes_left(self) -> float:
+        return (self.deadline - time.monotonic()) / 60
+
+    def following(self) -> Run | None:
+        """Takes the next run that fits; larger ones before it are left out."""
+        while self.left:
+            run = self.left.pop(0)
+            if MARGIN * self.estimate(run) < 60 * self.minutes_left():
+                return run
+            self.skipped.append(run)
+        return None
+
+
+def perform_all(experiment: Experiment, runs: list[Run], file: RunFile, console: Console) -> None:
+    """Performs what is not in the file yet, as far as the budget goes, several runs at a time."""
     done = set(file.runs())
     left = [run for run in runs if run not in done]
     if not left:
         console.print("every planned run is in runs.csv already")
         return
-    speeds = {name: [speed] for name, speed in experiment.calibrated({run.target for run in left}).items()}
-
-    def estimate(run: Run) -> float:
-        return statistics.median(speeds[run.target]) * experiment.work(run)
-
-    total = sum(map(estimate, left)) / 60
-    console.print(
-        f"{len(runs)} runs planned, {len(runs) - len(left)} of them done before; the rest should take {total:.0f} "
-        f"minutes on {_device_name(experiment.device)} ({torch.get_num_threads()} threads), and fine-tuning the "
-        f"sources some more; budget {experiment.budget_minutes:g} minutes"
-    )
-    skipped = 0
-    for number, run in enumerate(left, 1):
-        if time.monotonic() + MARGIN * estimate(run) > deadline:
-            skipped += 1
-            continue
-        start = time.perf_counter()
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task(str(run))
-            rows = experiment.perform(run, lambda step, steps: progress.update(task, completed=step, total=steps))  # noqa: B023
-        file.append(rows)
-        speeds[run.target].append((time.perf_counter() - start) / experiment.work(run))
-        accuracies = " ".join(f"{100 * row.accuracy:.1f}" for row in rows)
+    # Processes of few threads rather than one of many: a step of these small networks has hundreds of short parallel
+    # regions, and where other programs want the cores too, waiting for the last thread of each made it 15 times slower.
+    pool = ProcessPoolExecutor(experiment.workers, get_context("spawn"), _start_worker, (experiment,))
+    try:
+        names = sorted({run.target for run in left})
+        schedule = Schedule(experiment, left, dict(zip(names, pool.map(_calibrate, names), strict=True)))
+        total = sum(map(schedule.estimate, left)) / 60 / experiment.workers
         console.print(
-            f"[{number}/{len(left)}] {run}: {accuracies} %, {rows[-1].seconds:.0f} s training, "
-            f"{(deadline - time.monotonic()) / 60:.0f} minutes left",
-            markup=False,
-            highlight=False,
+            f"{len(runs)} runs planned, {len(runs) - len(left)} of them done before; the rest should take {total:.0f} "
+            f"minutes ({_device_name(experiment.device)}, {experiment.workers} at a time, {experiment.threads} threads "
+            f"each), and fine-tuning the sources some more; budget {experiment.budget_minutes:g} minutes",
             soft_wrap=True,
         )
-    if skipped:
-        console.print(f"{skipped} runs did not fit into the budget; the same command goes on with them")
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+            _work_off(schedule, pool, file, progress)
+    except BaseException:
+        # A run takes minutes, and nothing of a half one is kept: not worth waiting for.
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _work_off(schedule: Schedule, pool: ProcessPoolExecutor, file: RunFile, progress: Progress) -> None:
+    experiment, print_line = schedule.experiment, progress.console.print
+    planned = len(schedule.left)
+    bar = progress.add_task("runs", total=planned)
+    needed = dict.fromkeys(run.source for run in schedule.left if run.scenario == TUNED)
+    untuned = [name for name in needed if not experiment.checkpoint(name).exists()]
+    tuning: dict[Future[str], str] = {}
+    running: dict[Future[list[Row]], tuple[Run, float]] = {}
+    finished = 0
+    while True:
+        while len(running) + len(tuning) < experiment.workers:
+            # The one-epoch section comes first, then the sources are tuned, then the grid needs them.
+            if untuned and (not schedule.left or schedule.left[0].section == GRID):
+                name = untuned.pop(0)
+                tuning[pool.submit(_tune, name)] = name
+                continue
+            if tuning and schedule.left and schedule.left[0].scenario == TUNED:
+                break
+            run = schedule.following()
+            if run is None:
+                break
+            running[pool.submit(_perform, run)] = run, time.perf_counter()
+        if not running and not tuning:
+            break
+        waited: list[Future[Any]] = [*running, *tuning]
+        ready, _ = wait(waited, return_when=FIRST_COMPLETED)
+        for future in [future for future in tuning if future in ready]:
+            print_line(f"fine-tuned {future.result()} for one epoch on {experiment.conditions.tuning_images} images")
+            del tuning[future]
+        for done in [future for future in running if future in ready]:
+            run, start = running.pop(done)
+            rows = done.result()
+            file.append(rows)
+            schedule.learn(run, time.perf_counter() - start)
+            finished += 1
+            progress.update(bar, completed=finished)
+            accuracies = " ".join(f"{100 * row.accuracy:.1f}" for row in rows)
+            print_line(
+                f"[{finished}/{planned}] {run}: {accuracies} %, {rows[-1].seconds:.0f} s training, "
+                f"{schedule.minutes_left():.0f} minutes left",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+    if schedule.skipped:
+        print_line(f"{len(schedule.skipped)} runs did not fit into the budget; the same command goes on with them")
 
 
 def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _device_name(device: torch.device) -> str:
@@ -414,7 +514,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, help="epochs in the grid")
     add("--seeds", type=int)
     add("--device", default="cpu")
-    add("--threads", type=int, default=torch.get_num_threads())
+    add("--workers", type=int, help="runs trained at the same time (default: one a core on the CPU, else one)")
+    add("--threads", type=int, default=1, help="threads of each worker")
     add("--budget-minutes", type=float, default=50.0, help="no run is started that would end after this")
     add("--smoke", action="store_true", help="a tiny form of everything, under a minute")
     add("--resume", action=argparse.BooleanOptionalAction, default=True, help="keep the runs found in OUT")
@@ -425,7 +526,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     options = _arguments(argv)
     console = Console()
-    torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     runs_csv = options.out / "runs.csv"
     if not options.resume and not options.report_only:
@@ -444,11 +544,12 @@ def main(argv: list[str] | None = None) -> int:
         out=options.out,
         device=torch.device(options.device),
         budget_minutes=options.budget_minutes,
-        console=console,
+        threads=options.threads,
+        workers=options.workers or (max(1, _cores() // options.threads) if options.device == "cpu" else 1),
     )
     _refuse_mixture(experiment, file)
     try:
-        perform_all(experiment, planned_runs(conditions), file)
+        perform_all(experiment, planned_runs(conditions), file, console)
     except KeyboardInterrupt:
         console.print(f"stopped; finished runs are in {runs_csv}, the same command goes on from there")
         return 130

@@ -119,10 +119,11 @@ def conditions_line(rows: Sequence[Row]) -> str:
     commits = ", ".join(sorted({row.commit for row in rows}))
     seeds = len({row.seed for row in rows})
     precisions = " and ".join(sorted({row.precision for row in rows}))
-    trained = sum(rows_of_run[-1].seconds for rows_of_run in _by_run(rows).values())
+    trained = sum(run_rows[-1].seconds for run_rows in _by_run(rows).values()) / one.workers
     return (
         f"{one.images} training images x {one.epochs} epochs, {one.test_images} test images, {seeds} seed(s) at most, "
-        f"batch {one.batch_size}, Adam 1e-3 cosine, flips, {precisions}; {one.device}, {one.threads} threads; "
+        f"batch {one.batch_size}, Adam 1e-3 cosine, flips, {precisions}; {one.device}, {one.workers} run(s) at a time, "
+        f"{one.threads} thread(s) each; "
         f"{trained / 60:.0f} min of training in all, budget {one.budget_minutes:g} min; "
         f"torch {one.torch}, timm {one.timm}, commit {commits}"
     )

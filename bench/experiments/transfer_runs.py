@@ -67,6 +67,8 @@ class Row:
     precision: str
     device: str
     threads: int
+    workers: int
+    """Runs trained at the same time, each on its own threads."""
     budget_minutes: float
     torch: str
     timm: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -14,15 +14,29 @@ from pyassemble.network.modules import children, lazy_error, traits, unwrap, wei
 Content = int | list["Content"]
 
 
-class Leaf(NamedTuple):
-    """A leaf of the tree that is grouped: a layer's index, and whether it counts as a convolution or linear layer."""
-
-    index: int
-    counts: bool
+#: Index of a leaf, or the trees of a module's children in order.
+Tree = int | list["Tree"]
 
 
-#: A leaf, or the trees of a module's children in order.
-Tree = Leaf | list["Tree"]
+@dataclass
+class Leaves:
+    """The leaves of a module tree from left to right.
+
+    Attributes:
+        layers: What each leaf is to alignment.
+        counts: Whether each counts as a convolution or linear layer.
+        names: First name of every module met.
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+    counts: list[bool] = field(default_factory=list)
+    names: dict[nn.Module, str] = field(default_factory=dict)
+
+    def add(self, layer: Layer, counts: bool) -> int:
+        """Index of a new leaf."""
+        self.layers.append(layer)
+        self.counts.append(counts)
+        return len(self.layers) - 1
 
 
 def standardize_blocks(network: nn.Module) -> LayerSequence:
@@ -35,37 +49,47 @@ def standardize_blocks(network: nn.Module) -> LayerSequence:
         UnsupportedNetworkError: A lazy, quantized, scripted or sharded network.
     """
     network = unwrap(network)
-    layers: list[Layer] = []
-    names: dict[nn.Module, str] = {}
-    tree = _module_tree(network, "", layers, names)
-    return LayerSequence(tuple(layers), tuple(group(tree)))
+    leaves = Leaves()
+    is_leaf = traits(type(network)).base is not None or not children(network)
+    tree: Tree = _leaf(network, "", leaves) if is_leaf else _child_trees(network, "", leaves)
+    return LayerSequence(tuple(leaves.layers), tuple(group(tree, leaves.counts)))
 
 
-def _module_tree(module: nn.Module, name: str, layers: list[Layer], names: dict[nn.Module, str]) -> Tree:
+def _child_trees(module: nn.Module, prefix: str, leaves: Leaves) -> list[Tree]:
+    trees: list[Tree] = []
+    for name, child in children(module):
+        # Three of four modules are leaves: they are told apart here, before a call is made for them.
+        if child._modules and traits(type(child)).base is None:
+            inside = _child_trees(child, f"{prefix}{name}.", leaves)
+            if inside:
+                trees.append(inside)
+                continue
+        trees.append(_leaf(child, prefix + name, leaves))
+    return trees
+
+
+def _leaf(module: nn.Module, name: str, leaves: Leaves) -> int:
     base, counts, lazy = traits(type(module))
-    if base is None:
-        inside = children(module)
-        if inside:
-            prefix = f"{name}." if name else ""
-            return [_module_tree(child, prefix + child_name, layers, names) for child_name, child in inside]
     if lazy:
         raise lazy_error(module, name)
-    name = names.setdefault(module, name)
-    shape = weight_shape(module) if base is not None else None
+    name = leaves.names.setdefault(module, name)
+    if base is None:
+        return leaves.add(Layer(name, None, ()), counts)
+    shape = weight_shape(module)
     # A weight without elements is none: its score would be 0 / 0.
-    layers.append(Layer(name, None, ()) if shape is None or 0 in shape else Layer(name, base, shape))
-    return Leaf(len(layers) - 1, counts)
+    return leaves.add(Layer(name, None, ()) if shape is None or 0 in shape else Layer(name, base, shape), counts)
 
 
-def group(tree: Tree, *, flatten_ties: bool = False) -> list[Element]:
+def group(tree: Tree, counts: Sequence[bool], *, flatten_ties: bool = False) -> list[Element]:
     """Group the leaves of a tree into single layers and blocks, by the publication's rule.
 
     Args:
         tree: Leaves numbered 0, 1, 2, … from left to right.
+        counts: Whether each leaf counts as a convolution or linear layer.
         flatten_ties: Whether a module with as many single layers as blocks is flattened too. The publication keeps it;
             where weightless layers are not known, they would have tipped the balance.
     """
-    content = _grouped(tree, 0, flatten_ties)[2]
+    content = tree if isinstance(tree, int) else _grouped(tree, counts, 0, flatten_ties)[2]
     top = content if isinstance(content, list) else [content]
     return [_element(item) for item in top]
 
@@ -80,16 +104,19 @@ def _element(item: Content) -> Element:
     return Element(first, last + 1, True)
 
 
-def _grouped(tree: Tree, level: int, flatten_ties: bool) -> tuple[int, int, Content]:
-    """Depth, number of convolution and linear layers inside, and content of a tree (SPEC 1.1)."""
-    if isinstance(tree, Leaf):
-        return 0, int(tree.counts), tree.index
-
+def _grouped(
+    tree: list[Tree], counts: Sequence[bool], level: int, flatten_ties: bool
+) -> tuple[int, int, Content]:
+    """Depth, number of convolution and linear layers inside, and content of a module's tree (SPEC 1.1)."""
     next_level = level if len(tree) == 1 else level + 1
     counted = 0
     items: list[Content] = []
     for child in tree:
-        depth, child_counted, content = _grouped(child, next_level, flatten_ties)
+        if isinstance(child, int):
+            counted += counts[child]
+            items.append(child)
+            continue
+        depth, child_counted, content = _grouped(child, counts, next_level, flatten_ties)
         counted += child_counted
         if isinstance(content, list) and (depth > 1 or child_counted < 2):
             items.extend(content)

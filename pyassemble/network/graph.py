@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from pyassemble.errors import UnsupportedNetworkError
-from pyassemble.network.blocks import Leaf, Tree, group
+from pyassemble.network.blocks import Leaves, Tree, group
 from pyassemble.network.layers import Element, Layer, LayerSequence
 from pyassemble.network.modules import computed, lazy_error, traits, unwrap
 from pyassemble.network.trace import use_order
@@ -44,23 +44,23 @@ def standardize_graph(network: nn.Module, example_input: Any = None) -> LayerSeq
         StandardizationWarning: The network could not be traced; its layers are in definition order.
     """
     network = unwrap(network)
-    layers: list[Layer] = []
-    tree = _module_tree(network, "", layers, {})
-    elements = group(tree) if tree != [] else []
-    return _in_order(layers, elements, use_order(network, example_input) if layers else {})
+    leaves = Leaves()
+    elements = group(_module_tree(network, "", leaves), leaves.counts)
+    weighted = any(layer.kind is not None for layer in leaves.layers)
+    return _in_order(leaves.layers, elements, use_order(network, example_input) if weighted else {})
 
 
-def _module_tree(module: nn.Module, name: str, layers: list[Layer], seen: dict[nn.Module, str]) -> Tree:
+def _module_tree(module: nn.Module, name: str, leaves: Leaves) -> Tree:
     if traits(type(module)).lazy:
         raise lazy_error(module, name)
     prefix = f"{name}." if name else ""
-    if module in seen:
+    if module in leaves.names:
         # A module used twice holds its tensors once.
-        return _leaf(Layer(seen[module], None, ()), False, layers)
-    seen[module] = name
+        return leaves.add(Layer(leaves.names[module], None, ()), False)
+    leaves.names[module] = name
 
     own: list[Tree] = [
-        _leaf(Layer(name if role == "weight" else prefix + role, _kind(module, role), shape), counts, layers)
+        leaves.add(Layer(name if role == "weight" else prefix + role, _kind(module, role), shape), counts)
         for role, shape, counts in _elements_of(module, prefix)
         if 0 not in shape
     ]
@@ -68,15 +68,10 @@ def _module_tree(module: nn.Module, name: str, layers: list[Layer], seen: dict[n
     if own and all(next(child.parameters(), None) is None for _, child in inner):
         # An activation inside a norm does not make the norm a container.
         return own[0] if len(own) == 1 else own
-    children: list[Tree] = [_module_tree(child, prefix + child_name, layers, seen) for child_name, child in inner]
+    children: list[Tree] = [_module_tree(child, prefix + child_name, leaves) for child_name, child in inner]
     if own or children:
         return own + children
-    return _leaf(Layer(name, None, ()), False, layers)
-
-
-def _leaf(layer: Layer, counts: bool, layers: list[Layer]) -> Leaf:
-    layers.append(layer)
-    return Leaf(len(layers) - 1, counts)
+    return leaves.add(Layer(name, None, ()), False)
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:

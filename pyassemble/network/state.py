@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pyassemble.network.blocks import Leaf, Tree, group
+from pyassemble.network.blocks import Leaves, Tree, group
 from pyassemble.network.layers import Element, Layer, LayerSequence
 
 #: Shape of each tensor by its name.
@@ -51,10 +51,8 @@ def standardize_state(shapes: Shapes, standardization: str, *, in_order: bool) -
         in_order=in_order,
     )
     tree = reader.tree(root, "")
-    if not reader.layers:
-        return LayerSequence((), (), approximate=True)
-    elements = group(tree, flatten_ties=True)
-    return LayerSequence(tuple(reader.layers), tuple(_without_lone_blocks(elements)), approximate=True)
+    elements = group(tree, reader.leaves.counts, flatten_ties=True)
+    return LayerSequence(tuple(reader.leaves.layers), tuple(_without_lone_blocks(elements)), approximate=True)
 
 
 def _without_lone_blocks(elements: Iterable[Element]) -> Iterable[Element]:
@@ -66,7 +64,7 @@ class _Reader:
     dimensions: int
     everything: bool
     in_order: bool
-    layers: list[Layer] = field(default_factory=list)
+    leaves: Leaves = field(default_factory=Leaves)
 
     def tree(self, node: _Node, name: str) -> Tree:
         prefix = f"{name}." if name else ""
@@ -74,20 +72,16 @@ class _Reader:
         own: list[Tree] = []
         if kind is not None:
             counts = kind.startswith(("Conv", "Linear"))
-            own.append(self._leaf(Layer(name, kind, node.tensors["weight"]), counts))
+            own.append(self.leaves.add(Layer(name, kind, node.tensors["weight"]), counts))
         elif self.everything:
             for role, shape in node.tensors.items():
                 if not _accompanies(role, node.tensors):
-                    own.append(self._leaf(Layer(prefix + role, f"Module.{role}", shape), False))
+                    own.append(self.leaves.add(Layer(prefix + role, f"Module.{role}", shape), False))
         children = [self.tree(child, prefix + part) for part, child in self._ordered(node.children)]
         children = [child for child in children if child != []]
         if len(own) == 1 and not children:
             return own[0]
         return own + children
-
-    def _leaf(self, layer: Layer, counts: bool) -> Leaf:
-        self.layers.append(layer)
-        return Leaf(len(self.layers) - 1, counts)
 
     def _layer_kind(self, node: _Node) -> str | None:
         shape = node.tensors.get("weight")

@@ -8,7 +8,7 @@ a region of the target of the same shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -17,8 +17,7 @@ Positions = slice | torch.Tensor
 Region = tuple[Positions, ...]
 
 
-@dataclass(frozen=True)
-class LayerPair:
+class LayerPair(NamedTuple):
     """The tensors of two matched layers, by role; only roles that both have, with equal numbers of dimensions.
 
     Attributes:
@@ -32,8 +31,7 @@ class LayerPair:
     output_dim: int
 
 
-@dataclass(frozen=True)
-class Assigned:
+class Assigned(NamedTuple):
     """Where one tensor's elements come from and go to."""
 
     source: Region
@@ -164,10 +162,11 @@ def _output_variance(weight: torch.Tensor, output_dim: int) -> float:
 
 def take(tensor: torch.Tensor, region: Region) -> torch.Tensor:
     """The elements of a region: a view where every dimension is a range, otherwise a copy."""
+    shape = tensor.shape
     for dim, positions in enumerate(region):
         if isinstance(positions, slice):
             start = positions.start
-            if start != 0 or positions.stop != tensor.shape[dim]:
+            if start != 0 or positions.stop != shape[dim]:
                 tensor = tensor.narrow(dim, start, positions.stop - start)
         else:
             tensor = tensor.index_select(dim, positions.to(tensor.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -11,8 +12,7 @@ from pyassemble.transfer.alignment import Alignment
 from pyassemble.transfer.methods import Region, take
 
 
-@dataclass(frozen=True)
-class TensorRecord:
+class TensorRecord(NamedTuple):
     """One written tensor.
 
     Attributes:
@@ -41,8 +41,7 @@ class TensorRecord:
         return self.written / max(1, torch.Size(self.target_shape).numel())
 
 
-@dataclass(frozen=True)
-class Overwritten:
+class Overwritten(NamedTuple):
     """What a region of a tensor held before it was written."""
 
     tensor: torch.Tensor

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -18,8 +19,7 @@ from pyassemble.network.modules import computed, modules_by_name, unwrap
 from pyassemble.network.standardize import NetworkLike
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """One tensor of a network.
 
     Attributes:
@@ -67,20 +67,27 @@ class ModuleTensors(Tensors):
         return slots
 
     def _whole(self, module: nn.Module, name: str, buffers: bool) -> dict[str, Slot]:
-        roles = [role for role, tensor in module._parameters.items() if tensor is not None]
-        if parametrize.is_parametrized(module):
+        prefix = f"{name}." if name else ""
+        slots = {
+            role: Slot(prefix + role, held.detach(), (held,))
+            for role, held in module._parameters.items()
+            if held is not None
+        }
+        if "parametrizations" in module._modules and parametrize.is_parametrized(module):
             parametrizations = module.parametrizations
             assert isinstance(parametrizations, nn.ModuleDict)
-            roles.extend(parametrizations)
-        if "weight" not in roles and isinstance(getattr(module, "weight", None), torch.Tensor):
+            slots.update((role, _parametrized(module, prefix, role)) for role in parametrizations)
+        if "weight" not in slots and isinstance(getattr(module, "weight", None), torch.Tensor):
             raise TensorError(
-                f"{name}.weight is computed by a hook from {', '.join(roles)} (old-style weight_norm, spectral_norm or "
+                f"{prefix}weight is computed by a hook from {', '.join(slots)} (old-style weight_norm, spectral_norm or "
                 "pruning); use torch.nn.utils.parametrizations, or remove the hook, to make it a tensor of its own"
             )
         if buffers:
             transient = module._non_persistent_buffers_set
-            roles.extend(role for role, b in module._buffers.items() if b is not None and role not in transient)
-        return {role: _slot(module, name, role) for role in roles}
+            for role, held_buffer in module._buffers.items():
+                if held_buffer is not None and role not in transient:
+                    slots[role] = Slot(prefix + role, held_buffer.detach(), (held_buffer,))
+        return slots
 
     def carriers(self) -> dict[str, torch.Tensor]:
         """Every parameter and every normalization statistic once, tied ones under their first name.
@@ -100,20 +107,24 @@ class ModuleTensors(Tensors):
         return carriers
 
 
-def _slot(module: nn.Module, path: str, attribute: str) -> Slot:
-    name = f"{path}.{attribute}" if path else attribute
-    if parametrize.is_parametrized(module, attribute):
-        parametrizations = module.parametrizations
-        assert isinstance(parametrizations, nn.ModuleDict)
-        chain = parametrizations[attribute]
-        assert isinstance(chain, parametrize.ParametrizationList)
-        names = ["original"] if chain.is_tensor else [f"original{i}" for i in range(chain.ntensors)]
-        return Slot(name, computed(module, attribute), tuple(getattr(chain, original) for original in names), chain)
-    held = module._parameters.get(attribute)
+def _slot(module: nn.Module, path: str, role: str) -> Slot:
+    prefix = f"{path}." if path else ""
+    if parametrize.is_parametrized(module, role):
+        return _parametrized(module, prefix, role)
+    held = module._parameters.get(role)
     if held is None:
-        held = module._buffers[attribute]
+        held = module._buffers[role]
     assert held is not None
-    return Slot(name, held.detach(), (held,))
+    return Slot(prefix + role, held.detach(), (held,))
+
+
+def _parametrized(module: nn.Module, prefix: str, role: str) -> Slot:
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    chain = parametrizations[role]
+    assert isinstance(chain, parametrize.ParametrizationList)
+    names = ["original"] if chain.is_tensor else [f"original{i}" for i in range(chain.ntensors)]
+    return Slot(prefix + role, computed(module, role), tuple(getattr(chain, name) for name in names), chain)
 
 
 class StateTensors(Tensors):
@@ -182,24 +193,24 @@ def check_source(slots: Iterable[Slot]) -> None:
     Raises:
         TensorError: A meta, quantized, integer, distributed or non-finite tensor, by name.
     """
-    totals = []
-    checked = []
     for slot in slots:
-        _check_kind(slot.name, slot.value, "source")
-        if _is_weight(slot.value):
-            checked.append(slot)
-            # One pass without a temporary; only a sum that is not finite (or overflowed) is looked at closely.
-            totals.append(slot.value.sum())
-    if not totals:
-        return
-    by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for i, total in enumerate(totals):
-        by_device[total.device].append(i)
-    for indices in by_device.values():
-        finite = torch.stack([totals[i].to(torch.complex64 if totals[i].is_complex() else torch.float32) for i in indices])
-        for i, good in zip(indices, torch.isfinite(finite).tolist(), strict=True):
-            if not good:
-                _check_finite(checked[i])
+        tensor = slot.value
+        _check_kind(slot.name, tensor, "source")
+        if not _is_weight(tensor):
+            continue
+        # One pass without a temporary; only a sum that is not finite (or overflowed) is looked at closely.
+        if tensor.device.type == "cpu" and tensor.dtype in _NUMPY:
+            # NumPy sums on the calling thread. torch starts its thread pool for it, which on a busy machine was
+            # measured to wait 20 times as long as the sum takes.
+            with np.errstate(all="ignore"):
+                finite = bool(np.isfinite(tensor.numpy().sum()))
+        else:
+            finite = bool(torch.isfinite(tensor.sum()))
+        if not finite:
+            _check_finite(slot)
+
+
+_NUMPY = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def _check_finite(slot: Slot) -> None:
@@ -219,7 +230,9 @@ def check_target(slot: Slot) -> None:
     """
     for tensor in slot.stored:
         _check_kind(slot.name, tensor, "target")
-        if any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        if not tensor.is_contiguous() and any(
+            n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        ):
             raise TensorError(
                 f"target tensor {slot.name} of shape {tuple(tensor.shape)} is expanded: several of its elements are one "
                 "place in memory; clone it to make it writable"
@@ -232,17 +245,23 @@ def check_target(slot: Slot) -> None:
 
 
 def _check_kind(name: str, tensor: torch.Tensor, side: str) -> None:
+    plain = type(tensor) in _PLAIN and tensor.layout is torch.strided
+    if plain and not tensor.is_meta and (tensor.dtype in _NUMPY or (not tensor.is_quantized and _is_weight(tensor))):
+        return
     where = f"{side} tensor {name} of shape {tuple(tensor.shape)}"
     if tensor.is_meta:
         raise TensorError(f"{where} is on the meta device and has no values; load weights first, or use dry_run=True")
     if tensor.is_quantized:
         raise TensorError(f"{where} is quantized ({tensor.dtype}); use the float network it was quantized from")
-    if type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer):
+    if type(tensor) not in _PLAIN:
         raise TensorError(f"{where} is a {type(tensor).__name__}; plain tensors are accepted, so transfer before sharding")
     if tensor.layout is not torch.strided:
         raise TensorError(f"{where} has layout {tensor.layout}; dense tensors are accepted")
-    if tensor.dim() > 0 and not _is_weight(tensor):
+    if tensor.dim() > 0:
         raise TensorError(f"{where} holds {tensor.dtype}; floating-point weights are accepted")
+
+
+_PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
 def _is_weight(tensor: torch.Tensor) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,8 +35,7 @@ from pyassemble.transfer.tensors import (
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
 
-@dataclass(frozen=True)
-class _Copy:
+class _Copy(NamedTuple):
     """One tensor to be written: from where, to where, and under which regions."""
 
     source: Slot
@@ -47,8 +45,7 @@ class _Copy:
     rescale: bool
 
 
-@dataclass(frozen=True)
-class _Write:
+class _Write(NamedTuple):
     """New content for a region of one stored tensor."""
 
     tensor: torch.Tensor
@@ -179,24 +176,43 @@ class _Claims:
     """Memory already promised to an earlier match, so that of tied tensors the first in target order wins."""
 
     def __init__(self) -> None:
-        self._spans: dict[tuple[torch.device, int], list[tuple[int, int]]] = defaultdict(list)
+        # Start and end address of each claim, in order of address; claims never overlap.
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+        self._hollow: set[int] = set()
 
     def claim(self, slot: Slot) -> bool:
-        spans = [self._span(tensor) for tensor in slot.stored]
-        for key, start, stop in spans:
-            if any(start < other_stop and other_start < stop for other_start, other_stop in self._spans[key]):
-                return False
-        for key, start, stop in spans:
-            self._spans[key].append((start, stop))
+        """Whether nobody claimed a slot's memory before; it is then claimed."""
+        if any(not self._is_free(tensor) for tensor in slot.stored):
+            return False
+        for tensor in slot.stored:
+            self._take(tensor)
         return True
 
-    def _span(self, tensor: torch.Tensor) -> tuple[tuple[torch.device, int], int, int]:
+    def _is_free(self, tensor: torch.Tensor) -> bool:
         if tensor.is_meta:
-            return (tensor.device, id(tensor)), 0, 1
-        extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        start = tensor.data_ptr()
-        key = (tensor.device, tensor.untyped_storage().data_ptr())
-        return key, start, start + extent * tensor.element_size()
+            return id(tensor) not in self._hollow
+        start, stop = _extent(tensor)
+        at = bisect_right(self._starts, start)
+        return (at == 0 or self._stops[at - 1] <= start) and (at == len(self._starts) or stop <= self._starts[at])
+
+    def _take(self, tensor: torch.Tensor) -> None:
+        if tensor.is_meta:
+            self._hollow.add(id(tensor))
+            return
+        start, stop = _extent(tensor)
+        at = bisect_right(self._starts, start)
+        self._starts.insert(at, start)
+        self._stops.insert(at, stop)
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Addresses of a tensor's first byte and of the byte after its last; unique across devices (one address space)."""
+    start = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return start, start + tensor.numel() * tensor.element_size()
+    span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + span * tensor.element_size()
 
 
 def _contents(copies: Sequence[_Copy]) -> tuple[list[_Write], dict[str, float]]:
