@@ -7,7 +7,9 @@ a region of the target of the same shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -32,10 +34,11 @@ class LayerPair(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """Where one tensor's elements come from and go to."""
+    """Where one tensor's elements come from and go to, and how many they are."""
 
     source: Region
     target: tuple[slice, ...]
+    count: int
 
 
 Method = Callable[[LayerPair, torch.Generator], dict[str, Assigned]]
@@ -43,14 +46,15 @@ Method = Callable[[LayerPair, torch.Generator], dict[str, Assigned]]
 
 def _clip(pair: LayerPair, generator: torch.Generator) -> dict[str, Assigned]:
     """Centre crop in every dimension (SPEC 1.5)."""
-    assigned = {}
-    for role, tensor in pair.source.items():
-        sizes = list(zip(tensor.shape, pair.target_shapes[role], strict=True))
-        assigned[role] = Assigned(
-            tuple(_centre(s, t) for s, t in sizes),
-            tuple(_centre(t, s) for s, t in sizes),
-        )
-    return assigned
+    return {role: _crop(tensor.shape, pair.target_shapes[role]) for role, tensor in pair.source.items()}
+
+
+@lru_cache(maxsize=4096)
+def _crop(source: tuple[int, ...], target: tuple[int, ...]) -> Assigned:
+    # Networks repeat a few shapes hundreds of times.
+    sizes = list(zip(source, target, strict=True))
+    count = math.prod(min(s, t) for s, t in sizes)
+    return Assigned(tuple(_centre(s, t) for s, t in sizes), tuple(_centre(t, s) for s, t in sizes), count)
 
 
 def _full(pair: LayerPair, generator: torch.Generator) -> dict[str, Assigned]:
@@ -117,7 +121,9 @@ def _by_channel(
             first = order[0]
             outputs = (source_shape[first], target_shape[first], chosen[first][0])
         dims = range(len(source_shape))
-        assigned[role] = Assigned(tuple(chosen[d][0] for d in dims), tuple(chosen[d][1] for d in dims))
+        target = tuple(chosen[d][1] for d in dims)
+        count = math.prod(positions.stop - positions.start for positions in target)
+        assigned[role] = Assigned(tuple(chosen[d][0] for d in dims), target, count)
     return assigned
 
 
@@ -160,9 +166,16 @@ def _output_variance(weight: torch.Tensor, output_dim: int) -> float:
     return fan_in * float(weight.to(wide).abs().square().mean())
 
 
+@lru_cache(maxsize=4096)
+def _whole(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in shape)
+
+
 def take(tensor: torch.Tensor, region: Region) -> torch.Tensor:
     """The elements of a region: a view where every dimension is a range, otherwise a copy."""
     shape = tensor.shape
+    if region == _whole(shape):
+        return tensor
     for dim, positions in enumerate(region):
         if isinstance(positions, slice):
             start = positions.start
@@ -171,11 +184,3 @@ def take(tensor: torch.Tensor, region: Region) -> torch.Tensor:
         else:
             tensor = tensor.index_select(dim, positions.to(tensor.device))
     return tensor
-
-
-def size(region: Region) -> int:
-    """Number of elements in a region."""
-    count = 1
-    for positions in region:
-        count *= positions.stop - positions.start if isinstance(positions, slice) else len(positions)
-    return count

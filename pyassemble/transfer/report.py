@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from pyassemble.transfer.alignment import Alignment
-from pyassemble.transfer.methods import Region, take
+from pyassemble.transfer.methods import Region
+from pyassemble.transfer.overwritten import Overwritten
 
 
 class TensorRecord(NamedTuple):
@@ -41,19 +41,6 @@ class TensorRecord(NamedTuple):
         return self.written / max(1, torch.Size(self.target_shape).numel())
 
 
-class Overwritten(NamedTuple):
-    """What a region of a tensor held before it was written."""
-
-    tensor: torch.Tensor
-    region: tuple[slice, ...]
-    content: torch.Tensor
-
-    def restore(self) -> None:
-        """Put the content back, bit for bit."""
-        with torch.no_grad():
-            take(self.tensor.detach(), self.region).copy_(self.content)
-
-
 @dataclass(frozen=True, eq=False)
 class TransferReport:
     """What a transfer did, or would do (``dry_run``).
@@ -73,15 +60,16 @@ class TransferReport:
     tensors: tuple[TensorRecord, ...]
     untouched: tuple[str, ...]
     coverage: float
-    _overwritten: list[Overwritten] = field(default_factory=list, repr=False)
+    _overwritten: Overwritten | None = field(default=None, repr=False)
 
     def undo(self) -> None:
         """Put the target back bit for bit: every overwritten region gets its earlier content.
 
         What was changed outside those regions since then stays. A second call, or one after a dry run, does nothing.
         """
-        restore(self._overwritten)
-        self._overwritten.clear()
+        if self._overwritten is not None:
+            self._overwritten.restore()
+            object.__setattr__(self, "_overwritten", None)
 
     def __str__(self) -> str:
         rows = [("target", "shape", "source", "shape", "covered")]
@@ -97,9 +85,3 @@ class TransferReport:
             f"{self.coverage:.1%} of the target's elements covered ({self.alignment.matching}, {self.method})"
         )
         return "\n".join(lines)
-
-
-def restore(overwritten: Sequence[Overwritten]) -> None:
-    """Put back every region, the last written first."""
-    for entry in reversed(overwritten):
-        entry.restore()

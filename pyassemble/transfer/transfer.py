@@ -19,10 +19,10 @@ from pyassemble.transfer.methods import (
     assign,
     output_variance_ratio,
     rescales,
-    size,
     take,
 )
-from pyassemble.transfer.report import Overwritten, TensorRecord, TransferReport, restore
+from pyassemble.transfer.report import TensorRecord, TransferReport
+from pyassemble.transfer.overwritten import Overwritten
 from pyassemble.transfer.tensors import (
     ModuleTensors,
     Slot,
@@ -121,13 +121,14 @@ def transfer(
         raise NoCommonLayerError(f"no layer in common: the source has {kinds[0]}; the target has {kinds[1]}")
 
     receiver = ModuleTensors(target)
-    copies = _plan(alignment, source, receiver, method, buffers, generator, dry_run)
+    claims = _Claims()
+    copies = _plan(alignment, source, receiver, method, buffers, generator, dry_run, claims)
     if dry_run:
-        return _report(alignment, receiver, copies, method, dry_run, {}, [])
+        return _report(alignment, receiver, copies, method, dry_run, {}, None)
     check_source(copy.source for copy in copies)
     for copy in copies:
         check_target(copy.target)
-    writes, scales = _contents(copies)
+    writes, scales = _contents(copies, claims)
     return _report(alignment, receiver, copies, method, dry_run, scales, _written(writes))
 
 
@@ -139,9 +140,9 @@ def _plan(
     buffers: bool,
     generator: torch.Generator,
     dry_run: bool,
+    claims: _Claims,
 ) -> list[_Copy]:
     giver = source_tensors(source)
-    claimed = _Claims()
     copies: list[_Copy] = []
     for s, t in alignment.indices:
         layer = alignment.target.layers[t]
@@ -149,14 +150,14 @@ def _plan(
         taken = {
             role: slot
             for role, slot in receiver.layer(layer, buffers).items()
-            if role in given and given[role].value.dim() == slot.value.dim() and claimed.claim(slot)
+            if role in given and given[role].value.dim() == slot.value.dim() and claims.claim(slot)
         }
         if not taken:
             continue
         output_dim = 1 if layer.kind is not None and layer.kind.startswith(_TRANSPOSED) else 0
         pair = LayerPair(
             {role: given[role].value for role in taken},
-            {role: tuple(slot.value.shape) for role, slot in taken.items()},
+            {role: slot.value.shape for role, slot in taken.items()},
             output_dim,
         )
         if method == "magnitude" and dry_run and any(tensor.is_meta for tensor in pair.source.values()):
@@ -179,35 +180,36 @@ class _Claims:
         # Start and end address of each claim, in order of address; claims never overlap.
         self._starts: list[int] = []
         self._stops: list[int] = []
-        self._hollow: set[int] = set()
 
     def claim(self, slot: Slot) -> bool:
-        """Whether nobody claimed a slot's memory before; it is then claimed."""
-        if any(not self._is_free(tensor) for tensor in slot.stored):
+        """Whether nobody claimed any of a slot's memory before; it is then claimed."""
+        if len(slot.stored) > 1 and not all(self.is_free(tensor) for tensor in slot.stored):
             return False
-        for tensor in slot.stored:
-            self._take(tensor)
-        return True
+        return all([self._take(tensor) for tensor in slot.stored])
 
-    def _is_free(self, tensor: torch.Tensor) -> bool:
-        if tensor.is_meta:
-            return id(tensor) not in self._hollow
+    def is_free(self, tensor: torch.Tensor) -> bool:
+        """Whether none of a tensor's memory is claimed."""
         start, stop = _extent(tensor)
-        at = bisect_right(self._starts, start)
+        return self._fits(bisect_right(self._starts, start), start, stop)
+
+    def _fits(self, at: int, start: int, stop: int) -> bool:
         return (at == 0 or self._stops[at - 1] <= start) and (at == len(self._starts) or stop <= self._starts[at])
 
-    def _take(self, tensor: torch.Tensor) -> None:
-        if tensor.is_meta:
-            self._hollow.add(id(tensor))
-            return
+    def _take(self, tensor: torch.Tensor) -> bool:
         start, stop = _extent(tensor)
         at = bisect_right(self._starts, start)
+        if not self._fits(at, start, stop):
+            return False
         self._starts.insert(at, start)
         self._stops.insert(at, stop)
+        return True
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     """Addresses of a tensor's first byte and of the byte after its last; unique across devices (one address space)."""
+    if tensor.is_meta:
+        # No memory: an address of its own for each object.
+        return -id(tensor), -id(tensor) + 1
     start = tensor.data_ptr()
     if tensor.is_contiguous():
         return start, start + tensor.numel() * tensor.element_size()
@@ -215,11 +217,8 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     return start, start + span * tensor.element_size()
 
 
-def _contents(copies: Sequence[_Copy]) -> tuple[list[_Write], dict[str, float]]:
+def _contents(copies: Sequence[_Copy], claims: _Claims) -> tuple[list[_Write], dict[str, float]]:
     """Every new value, on the target's device and in its dtype, before anything is written; and each weight's scale."""
-    receiving = {
-        (tensor.device, tensor.untyped_storage().data_ptr()) for copy in copies for tensor in copy.target.stored
-    }
     writes: list[_Write] = []
     scales: dict[str, float] = {}
     with torch.no_grad():
@@ -236,7 +235,8 @@ def _contents(copies: Sequence[_Copy]) -> tuple[list[_Write], dict[str, float]]:
                 for tensor, value in zip(copy.target.stored, inverted(copy.target, content), strict=True):
                     writes.append(_Write(tensor, _everything(tensor), value.to(tensor.device, tensor.dtype)))
                 continue
-            if (content.device, content.untyped_storage().data_ptr()) in receiving:
+            if not claims.is_free(content):
+                # The source shares memory with the target: it must be read before that is written.
                 content = content.clone()
             writes.append(_Write(copy.target.stored[0], region, content))
     return writes, scales
@@ -273,21 +273,20 @@ def _everything(tensor: torch.Tensor) -> tuple[slice, ...]:
     return tuple(slice(0, n) for n in tensor.shape)
 
 
-def _written(writes: Sequence[_Write]) -> list[Overwritten]:
+def _written(writes: Sequence[_Write]) -> Overwritten:
     """Write everything, or, on any error or interrupt, nothing."""
-    done: list[Overwritten] = []
-    try:
-        with torch.no_grad():
-            for write in writes:
-                view = take(write.tensor.detach(), write.region)
-                done.append(Overwritten(write.tensor, write.region, view.clone()))
+    with torch.no_grad():
+        views = [take(write.tensor, write.region) for write in writes]
+        overwritten = Overwritten.saved([write.tensor for write in writes], [write.region for write in writes], views)
+        try:
+            for view, write in zip(views, writes, strict=True):
                 view.copy_(write.content)
-    except BaseException as error:
-        restore(done)
-        if isinstance(error, RuntimeError):
-            raise TensorError(f"the target could not be written and was put back: {error}") from error
-        raise
-    return done
+        except BaseException as error:
+            overwritten.restore()
+            if isinstance(error, RuntimeError):
+                raise TensorError(f"the target could not be written and was put back: {error}") from error
+            raise
+    return overwritten
 
 
 def _report(
@@ -297,7 +296,7 @@ def _report(
     method: str,
     dry_run: bool,
     scales: Mapping[str, float],
-    overwritten: list[Overwritten],
+    overwritten: Overwritten | None,
 ) -> TransferReport:
     records = tuple(_records(copies, scales))
     touched = {id(tensor) for copy in copies for tensor in copy.target.stored}
@@ -319,10 +318,10 @@ def _records(copies: Sequence[_Copy], scales: Mapping[str, float]) -> Iterator[T
         yield TensorRecord(
             source=copy.source.name,
             target=copy.target.name,
-            source_shape=tuple(copy.source.value.shape),
-            target_shape=tuple(copy.target.value.shape),
+            source_shape=copy.source.value.shape,
+            target_shape=copy.target.value.shape,
             source_region=copy.assigned.source,
             target_region=copy.assigned.target,
-            written=size(copy.assigned.target),
+            written=copy.assigned.count,
             scale=scales.get(copy.target.name, 1.0),
         )
