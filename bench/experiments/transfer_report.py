@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NAN = float("nan")
 RESAMPLES = 2000
+FEWEST_FOR_INTERVAL = 8
+"""With fewer pairs, resampling says next to nothing about the uncertainty."""
 REFERENCES = {
     # shared/data/README.md: the published code on 5 000 test images; before training with batch-norm buffers added.
     ("resnet20_cifar", RANDOM): (NAN, 0.483),
@@ -56,7 +58,7 @@ class Pair:
     time_ratio: float
     """Median over seeds: training time to random's final accuracy, divided by random's whole training time."""
     seconds: float
-    """Mean training time of a run."""
+    """Training time of a whole run: epochs times the median epoch of all runs of this target."""
 
     @property
     def gain(self) -> float:
@@ -69,6 +71,7 @@ def pairs_of(file: RunFile) -> list[Pair]:
     runs = file.runs()
     order = list(dict.fromkeys((row.section, row.target, row.source, row.scenario) for row in file.rows))
     pairs = []
+    epoch_seconds = _epoch_seconds(runs)
     for key in order:
         members = [
             (run, rows) for run, rows in runs.items() if (run.section, run.target, run.source, run.scenario) == key
@@ -77,7 +80,9 @@ def pairs_of(file: RunFile) -> list[Pair]:
         accuracies = np.array([[row.accuracy for row in rows] for _, rows in members])
         baselines = [runs.get(run.baseline) for run, _ in members]
         base = np.array([[row.accuracy for row in b] if b else [NAN] * accuracies.shape[1] for b in baselines])
-        ratios = [time_ratio(rows, b) for (_, rows), b in zip(members, baselines, strict=True) if b]
+        ratios = [
+            time_ratio(rows, b, epoch_seconds[key[:2]]) for (_, rows), b in zip(members, baselines, strict=True) if b
+        ]
         pairs.append(
             Pair(
                 *key,
@@ -91,25 +96,36 @@ def pairs_of(file: RunFile) -> list[Pair]:
                 accuracies=accuracies,
                 effectiveness=accuracies / base,
                 time_ratio=float(np.median(ratios)) if ratios else NAN,
-                seconds=float(np.mean([rows[-1].seconds for _, rows in members])),
+                seconds=epoch_seconds[key[:2]] * first.epochs,
             )
         )
     return pairs
 
 
-def time_ratio(rows: Sequence[Row], baseline: Sequence[Row]) -> float:
-    """Training time (the transfer's included) to the baseline's final accuracy over the baseline's time; inf if never.
+def _epoch_seconds(runs: dict[Run, list[Row]]) -> dict[tuple[str, str], float]:
+    """The median time of an epoch for every section and target.
+
+    All runs of a target do the same work in an epoch; what differs is what else the machine had to do.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for run, rows in runs.items():
+        found.setdefault((run.section, run.target), []).extend(b.seconds - a.seconds for a, b in pairwise(rows))
+    return {key: float(np.median(values)) for key, values in found.items()}
+
+
+def time_ratio(rows: Sequence[Row], baseline: Sequence[Row], epoch_seconds: float) -> float:
+    """Training time (the transfer included) to the baseline's final accuracy over the baseline's time; inf if never.
 
     Between epochs the accuracy is taken to grow linearly.
     """
-    goal, whole = baseline[-1].accuracy, baseline[-1].seconds
+    goal, whole = baseline[-1].accuracy, epoch_seconds * baseline[-1].epoch
     extra = rows[0].transfer_seconds
     if rows[0].accuracy >= goal:
         return extra / whole
     for a, b in pairwise(rows):
         if b.accuracy >= goal:
-            share = (goal - a.accuracy) / (b.accuracy - a.accuracy)
-            return (extra + a.seconds + share * (b.seconds - a.seconds)) / whole
+            epochs = a.epoch + (goal - a.accuracy) / (b.accuracy - a.accuracy)
+            return (extra + epochs * epoch_seconds) / whole
     return math.inf
 
 
@@ -184,7 +200,9 @@ def _markdown(file: RunFile, pairs: Sequence[Pair], grid: Sequence[Pair], grid_r
         parts += [
             "Effectiveness is the accuracy divided by that of random initialization with the same seed. Time ratio is "
             "the training time to the accuracy at which random initialization ends, the transfer included, divided by "
-            "random's training time (median over seeds; `never` if not reached). Scenario `elsewhere`: the source as "
+            "random's training time (median over seeds; `never` if not reached), with the seconds in brackets; an "
+            "epoch is counted as the median epoch of all runs of its target: the machine may have had other work. "
+            "Scenario `elsewhere`: the source as "
             f"trained on lossless CIFAR-10; `fine-tuned`: after one more epoch on {grid_rows[-1].tuning_images} of the "
             "JPEG training images.\n",
             "## Does similarity predict the gain?\n",
@@ -192,7 +210,8 @@ def _markdown(file: RunFile, pairs: Sequence[Pair], grid: Sequence[Pair], grid_r
             f"\n{conditions_line(grid_rows)}\n",
             "Gain is the effectiveness after epoch 1, averaged over seeds. Rank correlations are the same for its "
             "logarithm; Pearson's is with the logarithm. Brackets: 95 % bootstrap interval over pairs, "
-            f"{RESAMPLES} resamples; pairs that share a target are not independent, which the interval does not know. "
+            f"{RESAMPLES} resamples, left out below {FEWEST_FOR_INTERVAL} pairs; "
+            "pairs that share a target are not independent, which the interval does not know. "
             "`within targets` compares only sources on one and the same target (both sides centred on the target's "
             "mean rank), the question a user has who looks for a source.\n",
         ]
@@ -234,7 +253,7 @@ def _grid_table(pairs: Sequence[Pair]) -> str:
         cells += [_number(p.similarity), _number(p.directed), _percent(p.coverage) if known else "—"]
         cells += [_spread(p.accuracies[:, epoch]) for epoch in (0, 1, last)]
         cells += [_number(float(p.effectiveness[:, epoch].mean())) if known else "1" for epoch in (1, last)]
-        cells += ["never" if math.isinf(p.time_ratio) else _number(p.time_ratio) if known else "1", str(p.seeds)]
+        cells += [_time(p) if known else f"1 ({p.seconds:.1f} s)", str(p.seeds)]
         rows.append(cells)
     return _table(header, rows)
 
@@ -245,6 +264,12 @@ def _percent(value: float) -> str:
 
 def _number(value: float) -> str:
     return "—" if math.isnan(value) else f"{value:.2f}" if value >= 0.01 or value == 0 else f"{value:.4f}"
+
+
+def _time(pair: Pair) -> str:
+    if math.isinf(pair.time_ratio):
+        return "never"
+    return f"{_number(pair.time_ratio)} ({pair.time_ratio * pair.seconds:.1f} s)" if pair.time_ratio >= 0 else "—"
 
 
 def _spread(values: Floats) -> str:
@@ -314,6 +339,8 @@ def _interval(statistic: Callable[[Floats, Floats], float], x: Floats, y: Floats
     value = statistic(x, y)
     if math.isnan(value):
         return "—"
+    if len(x) < FEWEST_FOR_INTERVAL:
+        return f"{value:+.2f}"
     rng = np.random.default_rng(0)
     drawn = [statistic(x[i], y[i]) for i in rng.integers(len(x), size=(RESAMPLES, len(x)))]
     low, high = np.nanquantile(drawn, [0.025, 0.975])
@@ -324,18 +351,18 @@ def _interval(statistic: Callable[[Floats, Floats], float], x: Floats, y: Floats
 
 
 def _plot(grid: Sequence[Pair], conditions: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     targets = list(dict.fromkeys(p.target for p in grid))[:6]
     sources = sorted({p.source for p in grid if p.source != RANDOM})
-    color = {source: pyplot.get_cmap("viridis")(i / max(1, len(sources) - 0.6)) for i, source in enumerate(sources)}
+    color = {source: colormaps["viridis"](i / max(1, len(sources) - 0.6)) for i, source in enumerate(sources)}
     columns = 3
     curve_rows = -(-len(targets) // columns)
-    figure = pyplot.figure(figsize=(13, 3.6 * (curve_rows + 1.15)), layout="constrained")
+    figure = Figure(figsize=(13, 3.6 * (curve_rows + 1.15)), layout="constrained")
+    FigureCanvasAgg(figure)
     upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(curve_rows, 1.15)))
     panels = upper.subplots(curve_rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for panel, target in zip(panels, targets, strict=False):
@@ -348,7 +375,6 @@ def _plot(grid: Sequence[Pair], conditions: str, path: Path) -> None:
     _scatters(lower, grid, targets)
     figure.supxlabel(_wrapped(conditions, 150), fontsize=7.5, color="0.35")
     figure.savefig(path, dpi=130, format="png")
-    pyplot.close(figure)
 
 
 _STYLES = {
@@ -378,12 +404,13 @@ def _curves(panel: Any, pairs: Sequence[Pair], target: str, color: dict[str, Any
 
 def _scatters(figure: Any, grid: Sequence[Pair], targets: Sequence[str]) -> None:
     panels = figure.subplots(1, 3, sharey=True)
-    labels = ["symmetric similarity", "directed similarity", "parameters of the source"]
+    labels = ["symmetric similarity", "directed similarity", "parameters of the source, thousands"]
     for panel, label, predictor in zip(panels, labels, PREDICTORS.values(), strict=True):
         for number, target in enumerate(targets):
             for scenario, marker in (("elsewhere", "o"), ("fine-tuned", "^")):
                 chosen = [p for p in grid if (p.target, p.scenario) == (target, scenario)]
-                x, y = [predictor(p) for p in chosen], [p.gain for p in chosen]
+                unit = 1000 if "parameters" in label else 1
+                x, y = [predictor(p) / unit for p in chosen], [p.gain for p in chosen]
                 panel.scatter(x, y, marker=marker, color=f"C{number}", s=28, alpha=0.8)
         panel.axhline(1, color="0.4", lw=1, ls="--")
         panel.set_xlabel(label)

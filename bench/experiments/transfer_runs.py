@@ -111,4 +111,6 @@ class RunFile:
 
 def _row(record: dict[str, str]) -> Row:
     readers: dict[str, Any] = {"str": str, "int": int, "float": float}
+    # Files from before runs were trained side by side lack this column.
+    record.setdefault("workers", "1")
     return Row(**{field.name: readers[str(field.type)](record[field.name]) for field in fields(Row)})

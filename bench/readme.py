@@ -1,0 +1,62 @@
+"""Write the README's tables of figures from the files under bench/results.
+
+    python bench/readme.py
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+
+def benchmarks() -> str:
+    """Table of the last saved benchmark run, its conditions under it."""
+    with (RESULTS / "transfer.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| what | pyassemble | peer | ratio |", "|---|---|---|---|"]
+    for row in rows:
+        peer = f"{row['peer']}: {quantity(row['peer_value'], row['unit'])}" if row["peer"] else ""
+        ratio = f"{float(row['ratio']):,.0f} ×".replace(",", " ") if row["ratio"] else ""
+        lines.append(f"| {row['what']} | {quantity(row['value'], row['unit'])} | {peer} | {ratio} |")
+    last = rows[-1]
+    lines.append("")
+    lines.append(
+        f"Medians, alternating with the peer in one run: `pytest bench --benchmark-enable --save-results transfer`. "
+        f"{last['device']}, Python {last['python']}, torch {last['torch']}, commit {last['commit']}."
+    )
+    return "\n".join(lines)
+
+
+def quantity(value: str, unit: str) -> str:
+    """A figure in the unit that keeps it readable."""
+    number = float(value)
+    if unit == "s" and number < 1:
+        return f"{number * 1e3:.3g} ms"
+    return f"{number:.3g} {unit}"
+
+
+def transfer_results() -> str:
+    """Summary that the CIFAR-10 experiment wrote, with its plot."""
+    summary = (RESULTS / "transfer_cifar10" / "summary.md").read_text(encoding="utf-8")
+    return f"![accuracy by epoch, and gain by similarity](bench/results/transfer_cifar10/plot.png)\n\n{summary.strip()}"
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """The text with the part between a pair of markers replaced."""
+    start = text.index("\n", text.index(f"<!-- {name}:")) + 1
+    end = text.index(f"<!-- {name} end -->")
+    return f"{text[:start]}\n{content}\n\n{text[end:]}"
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    readme = ROOT / "README.md"
+    text = replaced(readme.read_text(encoding="utf-8"), "bench", benchmarks())
+    readme.write_text(replaced(text, "transfer", transfer_results()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
