@@ -22,7 +22,7 @@ def iatransfer() -> Any:
     """
     spec = importlib.util.find_spec("iatransfer")
     if spec is None or spec.submodule_search_locations is None:
-        pytest.skip('needs the peer: pip install --no-deps iatransfer==1.0.3 && pip install inflection')
+        pytest.skip("needs the peer: pip install --no-deps iatransfer==1.0.3 && pip install inflection")
     root = Path(next(iter(spec.submodule_search_locations)))
     for name, folder in (("iatransfer", root), ("iatransfer.toolkit", root / "toolkit")):
         package = types.ModuleType(name)

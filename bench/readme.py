@@ -1,6 +1,6 @@
 """Write the README's tables of figures from the files under bench/results.
 
-    python bench/readme.py
+python bench/readme.py
 """
 
 from __future__ import annotations

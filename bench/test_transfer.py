@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import pytest
 import timm
@@ -15,8 +14,13 @@ import torch
 import pyassemble as pa
 from bench.peers import iatransfer
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def interleaved(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int, ours_per_round: int) -> tuple[float, float]:
+
+def interleaved(
+    ours: Callable[[], Any], peer: Callable[[], Any], rounds: int, ours_per_round: int
+) -> tuple[float, float]:
     """Median seconds of both, in alternating turns, so that a change of the machine's speed meets both."""
     mine, theirs = [], []
     ours()

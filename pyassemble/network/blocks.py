@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
 
 from pyassemble.network.layers import Element, Layer, LayerSequence
 from pyassemble.network.modules import children, lazy_error, traits, unwrap, weight_shape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+    from collections.abc import Sequence
 
 #: Index of a layer, or the indices of a block's layers. Deeper nesting exists only while the walk is under way.
 Content = int | list["Content"]
@@ -104,9 +107,7 @@ def _element(item: Content) -> Element:
     return Element(first, last + 1, True)
 
 
-def _grouped(
-    tree: list[Tree], counts: Sequence[bool], level: int, flatten_ties: bool
-) -> tuple[int, int, Content]:
+def _grouped(tree: list[Tree], counts: Sequence[bool], level: int, flatten_ties: bool) -> tuple[int, int, Content]:
     """Depth, number of convolution and linear layers inside, and content of a module's tree (SPEC 1.1)."""
     next_level = level if len(tree) == 1 else level + 1
     counted = 0

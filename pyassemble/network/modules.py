@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -41,15 +40,26 @@ class Traits(NamedTuple):
     lazy: bool
 
 
-@cache
+_known: dict[type[nn.Module], Traits] = {}
+
+
 def traits(kind: type[nn.Module]) -> Traits:
-    """Traits of a class of modules.
+    """Traits of a class of modules, found once per class.
 
     Raises:
         UnsupportedNetworkError: A quantized layer, or FSDP's wrapper.
     """
-    if any((base.__module__.startswith("torch.distributed.fsdp") and base.__name__ == "FullyShardedDataParallel")
-           for base in kind.__mro__):
+    found = _known.get(kind)
+    if found is None:
+        found = _known[kind] = _traits(kind)
+    return found
+
+
+def _traits(kind: type[nn.Module]) -> Traits:
+    if any(
+        (base.__module__.startswith("torch.distributed.fsdp") and base.__name__ == "FullyShardedDataParallel")
+        for base in kind.__mro__
+    ):
         raise UnsupportedNetworkError("the network's parameters are sharded by FSDP; transfer before wrapping it")
     # Quantized layers pack their weights and offer them through a method: they would silently count as weightless.
     if any(base.__module__.startswith("torch.ao.nn.") for base in kind.__mro__) and callable(

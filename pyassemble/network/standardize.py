@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,8 +13,10 @@ from torch import nn
 from pyassemble.errors import UnknownOptionError, UnsupportedNetworkError
 from pyassemble.network.blocks import standardize_blocks
 from pyassemble.network.graph import standardize_graph
-from pyassemble.network.layers import LayerSequence
 from pyassemble.network.state import is_definition_order, standardize_state
+
+if TYPE_CHECKING:
+    from pyassemble.network.layers import LayerSequence
 
 #: A module, its state_dict, or the path of a weights file.
 NetworkLike = nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str]
@@ -89,6 +91,9 @@ def _network_of_config(config: Path, shapes: Mapping[str, tuple[int, ...]]) -> n
         return None
     classes = content.get("num_classes")
     with torch.device("meta"):
-        network: nn.Module = timm.create_model(name, **({"num_classes": classes} if isinstance(classes, int) else {}))
+        if isinstance(classes, int):
+            network: nn.Module = timm.create_model(name, num_classes=classes)
+        else:
+            network = timm.create_model(name)
     same = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()} == dict(shapes)
     return network if same else None

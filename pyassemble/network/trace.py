@@ -14,9 +14,8 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import fx, nn
@@ -25,6 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyassemble.errors import StandardizationWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 # Each retry makes one more class of modules opaque; networks in timm and torchvision need at most 4.
 _MAX_RETRIES = 32

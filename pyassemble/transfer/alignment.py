@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 
 from pyassemble.errors import EmptyNetworkError, UnknownOptionError
 from pyassemble.network.backend import backend, sequence
-from pyassemble.network.layers import LayerSequence
 from pyassemble.network.standardize import NetworkLike, standardize
 from pyassemble.transfer.matching import MATCHINGS, layer_score, match
+
+if TYPE_CHECKING:
+    from pyassemble.network.layers import LayerSequence
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pyassemble.network.backend import backend, sequence
 from pyassemble.network.layers import Element, Layer, LayerSequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Pairs = list[tuple[int, int]]
 Matching = Callable[[LayerSequence, LayerSequence, torch.Generator], tuple[float, Pairs]]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TYPE_CHECKING
 
 import torch
 
-from pyassemble.transfer.alignment import Alignment
-from pyassemble.transfer.methods import Region
-from pyassemble.transfer.overwritten import Overwritten
+
+if TYPE_CHECKING:
+    from pyassemble.transfer.alignment import Alignment
+    from pyassemble.transfer.overwritten import Overwritten
+    from pyassemble.transfer.methods import Region
 
 
 class TensorRecord(NamedTuple):

@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from pyassemble.errors import TensorError, UnsupportedNetworkError
-from pyassemble.network.layers import Layer
 from pyassemble.network.modules import computed, modules_by_name, unwrap
-from pyassemble.network.standardize import NetworkLike
+
+if TYPE_CHECKING:
+    from pyassemble.network.standardize import NetworkLike
+    from pyassemble.network.layers import Layer
 
 
 class Slot(NamedTuple):
@@ -70,9 +72,7 @@ class ModuleTensors(Tensors):
     def _whole(self, module: nn.Module, name: str, buffers: bool) -> dict[str, Slot]:
         prefix = f"{name}." if name else ""
         slots = {
-            role: Slot(prefix + role, held, (held,))
-            for role, held in module._parameters.items()
-            if held is not None
+            role: Slot(prefix + role, held, (held,)) for role, held in module._parameters.items() if held is not None
         }
         if "parametrizations" in module._modules and parametrize.is_parametrized(module):
             parametrizations = module.parametrizations
@@ -270,7 +270,9 @@ def _check_kind(name: str, tensor: torch.Tensor, side: str) -> None:
     if tensor.is_quantized:
         raise TensorError(f"{where} is quantized ({tensor.dtype}); use the float network it was quantized from")
     if type(tensor) not in _PLAIN:
-        raise TensorError(f"{where} is a {type(tensor).__name__}; plain tensors are accepted, so transfer before sharding")
+        raise TensorError(
+            f"{where} is a {type(tensor).__name__}; plain tensors are accepted, so transfer before sharding"
+        )
     if tensor.layout is not torch.strided:
         raise TensorError(f"{where} has layout {tensor.layout}; dense tensors are accepted")
     if tensor.dim() > 0:

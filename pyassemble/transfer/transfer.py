@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from pyassemble.errors import NoCommonLayerError, TensorError, UnknownOptionError, UnsupportedNetworkError
-from pyassemble.network.standardize import NetworkLike
 from pyassemble.transfer.alignment import Alignment, align, as_generator
 from pyassemble.transfer.methods import (
     METHODS,
@@ -21,8 +19,8 @@ from pyassemble.transfer.methods import (
     rescales,
     take,
 )
-from pyassemble.transfer.report import TensorRecord, TransferReport
 from pyassemble.transfer.overwritten import Overwritten
+from pyassemble.transfer.report import TensorRecord, TransferReport
 from pyassemble.transfer.tensors import (
     ModuleTensors,
     Slot,
@@ -31,6 +29,10 @@ from pyassemble.transfer.tensors import (
     inverted,
     source_tensors,
 )
+
+if TYPE_CHECKING:
+    from pyassemble.network.standardize import NetworkLike
+    from collections.abc import Iterator, Mapping, Sequence
 
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
@@ -171,8 +173,6 @@ def _plan(
     return copies
 
 
-
-
 class _Claims:
     """Memory already promised to an earlier match, so that of tied tensors the first in target order wins."""
 
@@ -185,7 +185,7 @@ class _Claims:
         """Whether nobody claimed any of a slot's memory before; it is then claimed."""
         if len(slot.stored) > 1 and not all(self.is_free(tensor) for tensor in slot.stored):
             return False
-        return all([self._take(tensor) for tensor in slot.stored])
+        return all(self._take(tensor) for tensor in slot.stored)
 
     def is_free(self, tensor: torch.Tensor) -> bool:
         """Whether none of a tensor's memory is claimed."""

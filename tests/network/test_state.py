@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,10 @@ from pyassemble.errors import UnsupportedNetworkError
 from pyassemble.network import standardize
 from pyassemble.network.state import natural_key
 from tests.networks import build
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_natural_order_compares_numbers_by_value() -> None:

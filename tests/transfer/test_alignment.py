@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,10 @@ from pyassemble.errors import EmptyNetworkError, UnknownOptionError
 from pyassemble.network import Element, Layer, LayerSequence
 from pyassemble.transfer.matching import MATCHINGS, layer_score, match
 from tests.networks import build
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_all_published_reference_pairs(shared: Path) -> None:
@@ -126,7 +129,9 @@ def test_random_pairs_each_layer_at_most_once() -> None:
 @pytest.mark.parametrize("call", [pa.align, pa.transfer])
 def test_unknown_strategies_list_the_known(call: object) -> None:
     network = nn.Linear(2, 2)
-    with pytest.raises(UnknownOptionError, match=r"matching 'best'; known: dp, dp_flat, bipartite, n_bipartite, random"):
+    with pytest.raises(
+        UnknownOptionError, match=r"matching 'best'; known: dp, dp_flat, bipartite, n_bipartite, random"
+    ):
         call(network, network, matching="best")
     with pytest.raises(UnknownOptionError, match=r"standardization 'x'; known: blocks, graph"):
         call(network, network, standardization="x")

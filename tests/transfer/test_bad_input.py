@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,16 @@ from pyassemble.errors import (
     WeightsFileError,
 )
 from tests.networks import same_state, scramble, snapshot
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def network(seed: int = 0) -> nn.Sequential:
-    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(6, 2))
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(6, 2)
+    )
     scramble(layers, seed)
     return layers
 
@@ -81,7 +86,13 @@ def test_empty_networks_and_nothing_in_common() -> None:
 
 
 def test_unknown_method() -> None:
-    refused(network(), network(), UnknownOptionError, "method 'crop'; known: clip, clip_norm, full, magnitude", method="crop")
+    refused(
+        network(),
+        network(),
+        UnknownOptionError,
+        "method 'crop'; known: clip, clip_norm, full, magnitude",
+        method="crop",
+    )
 
 
 @pytest.mark.parametrize("target", [None, {}, "resnet18"])
@@ -105,7 +116,9 @@ def test_quantized_tensors() -> None:
 
 
 def test_integer_weights() -> None:
-    refused({"weight": torch.ones(2, 6, dtype=torch.int8)}, nn.Linear(6, 2), TensorError, r"weight .* holds torch\.int8")
+    refused(
+        {"weight": torch.ones(2, 6, dtype=torch.int8)}, nn.Linear(6, 2), TensorError, r"weight .* holds torch\.int8"
+    )
 
 
 def test_sparse_weights() -> None:
@@ -132,7 +145,12 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     good = tmp_path / "good.safetensors"
     save_file(network(1).state_dict(), good)
     content = good.read_bytes()
-    for name, damaged in {"cut": content[:-9], "header": content[:20], "empty": b"", "foreign": b"GIF89a" + content}.items():
+    for name, damaged in {
+        "cut": content[:-9],
+        "header": content[:20],
+        "empty": b"",
+        "foreign": b"GIF89a" + content,
+    }.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(damaged)
         refused(path, target, WeightsFileError, f"{name}.safetensors")
@@ -200,14 +218,24 @@ class OneWay(nn.Module):
 def test_parametrizations_without_an_inverse() -> None:
     target = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     parametrize.register_parametrization(target[1], "weight", OneWay())
-    refused(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), target, TensorError, r"1\.weight is parametrized by OneWay.*right_inverse")
+    refused(
+        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+        target,
+        TensorError,
+        r"1\.weight is parametrized by OneWay.*right_inverse",
+    )
 
 
 def test_weights_computed_by_hooks() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the old weight_norm is deprecated, and still in use
         hooked = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 3)))
-    refused(nn.Sequential(nn.Linear(3, 3)), hooked, TensorError, r"0\.weight is computed by a hook from .*weight_g.*parametrizations")
+    refused(
+        nn.Sequential(nn.Linear(3, 3)),
+        hooked,
+        TensorError,
+        r"0\.weight is computed by a hook from .*weight_g.*parametrizations",
+    )
 
 
 def test_expanded_targets() -> None:

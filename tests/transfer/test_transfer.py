@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +9,11 @@ from torch import nn
 import pyassemble as pa
 from pyassemble.transfer import METHODS
 from tests.networks import build, images_for, same_state, scramble, snapshot
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from collections.abc import Callable
 
 CNNS = [
     "timm:resnet18", "timm:efficientnet_b0", "timm:mobilenetv3_small_050", "timm:regnety_002", "timm:densenet121",
@@ -84,7 +87,9 @@ def test_every_written_region_is_the_centre_crop(wide: tuple[int, int, int], nar
     assert {record.target for record in report.tensors} == set(before)
     for record in report.tensors:
         assert record.source == record.target
-        torch.testing.assert_close(after[record.target], crop(given[record.source], before[record.target]), rtol=0, atol=0)
+        torch.testing.assert_close(
+            after[record.target], crop(given[record.source], before[record.target]), rtol=0, atol=0
+        )
         changed = (after[record.target] != before[record.target]).sum()
         assert changed <= record.written == record.covered * before[record.target].numel()
     total = sum(tensor.numel() for tensor in before.values())
@@ -135,7 +140,9 @@ def test_a_dry_run_reports_what_a_transfer_does(method: str) -> None:
     planned.undo()
     assert same_state(target, before)
     done = pa.transfer(source, target, method=method)
-    assert [(r.source, r.target, r.written) for r in planned.tensors] == [(r.source, r.target, r.written) for r in done.tensors]
+    assert [(r.source, r.target, r.written) for r in planned.tensors] == [
+        (r.source, r.target, r.written) for r in done.tensors
+    ]
     assert planned.coverage == done.coverage
     assert planned.untouched == done.untouched
     assert not same_state(target, before)
@@ -150,14 +157,17 @@ def test_a_dry_run_needs_no_values() -> None:
 
 
 def test_full_repeats_source_channels_around_the_centre() -> None:
-    source, target = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), nn.Sequential(nn.Conv2d(5, 7, 3), nn.BatchNorm2d(7))
+    source, target = (
+        nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)),
+        nn.Sequential(nn.Conv2d(5, 7, 3), nn.BatchNorm2d(7)),
+    )
     scramble(source, 1)
     before = snapshot(target)
     report = pa.transfer(source, target, method="full", seed=5)
     weight, given = target[0].weight, source[0].weight
     assert report.coverage == 1.0
     torch.testing.assert_close(weight[2:5, 1:3, 1:2, 1:2], given)  # the source, whole, in the centre
-    output = [record for record in report.tensors if record.target == "0.weight"][0].source_region[0]
+    output = next(record for record in report.tensors if record.target == "0.weight").source_region[0]
     # The bias follows the weight's output channels; every output of the target is one of the source's.
     assert torch.equal(target[0].bias, source[0].bias[output])
     for row in weight.sum((1, 2, 3)).isnan():
@@ -173,7 +183,10 @@ def test_full_repeats_source_channels_around_the_centre() -> None:
 
 
 def test_magnitude_keeps_the_heaviest_channels() -> None:
-    source, target = nn.Sequential(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8)), nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
+    source, target = (
+        nn.Sequential(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8)),
+        nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)),
+    )
     scramble(source, 1)
     pa.transfer(source, target, method="magnitude")
     weight = source[0].weight.detach()
@@ -196,7 +209,9 @@ def test_magnitude_starts_at_zero_where_the_source_is_smaller() -> None:
     assert torch.equal(target.weight[2:], before["weight"][2:])
 
 
-@pytest.mark.parametrize("make", [lambda n, m: nn.Linear(n, m), lambda n, m: nn.Conv2d(n, m, 3), lambda n, m: nn.ConvTranspose2d(n, m, 3)])
+@pytest.mark.parametrize(
+    "make", [lambda n, m: nn.Linear(n, m), lambda n, m: nn.Conv2d(n, m, 3), lambda n, m: nn.ConvTranspose2d(n, m, 3)]
+)
 def test_clip_norm_keeps_the_variance_of_outputs(make: Callable[[int, int], nn.Module]) -> None:
     source, target, clipped = make(6, 9), make(11, 13), make(11, 13)
     clipped.load_state_dict(target.state_dict())
@@ -258,7 +273,9 @@ def test_sources_known_by_their_tensors(tmp_path: Path) -> None:
         report = pa.transfer(given, target)
         assert report.alignment.approximate
         assert report.coverage > 0.9 * expected.coverage
-        shared = {r.target for r in report.tensors if (r.source, r.target) in {(e.source, e.target) for e in expected.tensors}}
+        shared = {
+            r.target for r in report.tensors if (r.source, r.target) in {(e.source, e.target) for e in expected.tensors}
+        }
         assert len(shared) > 0.9 * len(expected.tensors)
         for name in shared:
             assert torch.equal(target.state_dict()[name], by_module.state_dict()[name])
@@ -284,7 +301,10 @@ def test_tied_weights_take_their_first_match() -> None:
     assert target.last.weight is target.first.weight
     assert torch.equal(target.first.weight, source[0].weight)
     assert torch.equal(target.last.bias, source[2].bias)
-    assert [record.target for record in report.tensors if record.target.endswith("weight")] == ["first.weight", "middle.weight"]
+    assert [record.target for record in report.tensors if record.target.endswith("weight")] == [
+        "first.weight",
+        "middle.weight",
+    ]
     assert report.coverage == 1.0
     before = snapshot(target)
     target2 = Tied()
