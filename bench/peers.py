@@ -17,8 +17,8 @@ import pytest
 def iatransfer() -> Any:
     """The classes of DPIAT's published code, ``iatransfer`` 1.0.3.
 
-    Its package ``__init__`` imports dependencies that resolve on no current Python, so a bare module takes its place and
-    the submodules that are measured are imported under it. Skips where it is not installed.
+    Its package ``__init__`` imports dependencies that resolve on no current Python, so a bare module takes its place
+    and the submodules that are measured are imported under it. Skips where it is not installed.
     """
     spec = importlib.util.find_spec("iatransfer")
     if spec is None or spec.submodule_search_locations is None:

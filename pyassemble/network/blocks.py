@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
+from typing import TYPE_CHECKING
 
 from pyassemble.network.layers import Element, Layer, LayerSequence
 from pyassemble.network.modules import children, lazy_error, traits, unwrap, weight_shape
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
     from collections.abc import Sequence
+
+    from torch import nn
 
 #: Index of a layer, or the indices of a block's layers. Deeper nesting exists only while the walk is under way.
 Content = int | list["Content"]

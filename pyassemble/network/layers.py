@@ -1,4 +1,4 @@
-"""A standardized network: a sequence of layers, some of them grouped into blocks (DPIAT, section on standardization)."""
+"""A standardized network: a sequence of layers, some grouped into blocks (DPIAT, section on standardization)."""
 
 from __future__ import annotations
 

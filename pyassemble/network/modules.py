@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -111,13 +111,11 @@ def modules_by_name(network: nn.Module) -> dict[str, nn.Module]:
 
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Shape of ``module.weight``; None where there is none (a batch norm without affine parameters)."""
-    weight = module._parameters.get("weight")
+    weight: object = module._parameters.get("weight")
     if weight is None:
         # Parametrized layers compute the attribute; a batch norm without affine parameters has None.
         weight = computed(module, "weight") if parametrize.is_parametrized(module, "weight") else module.weight
-        if not isinstance(weight, torch.Tensor):
-            return None
-    return tuple(weight.shape)
+    return tuple(weight.shape) if isinstance(weight, torch.Tensor) else None
 
 
 def computed(module: nn.Module, role: str) -> torch.Tensor:
@@ -165,7 +163,5 @@ def _wrapped(network: nn.Module) -> nn.Module | None:
     # torch.compile's wrapper is recognized only if torch._dynamo was ever loaded: importing it takes a second.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is not None and isinstance(network, dynamo.OptimizedModule):
-        inner = network._orig_mod
-        assert isinstance(inner, nn.Module)
-        return inner
+        return cast("nn.Module", network._orig_mod)
     return None

@@ -129,7 +129,7 @@ def _accompanies(role: str, tensors: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def _norms_behind_their_layers(items: list[tuple[str, _Node]]) -> list[tuple[str, _Node]]:
-    """Move each one-dimensional weight behind a sibling with as many outputs, of the same number where names end in one.
+    """Move each one-dimensional weight behind a sibling with as many outputs, and the same number in its name if any.
 
     Sorted names put every ``bn1`` before ``conv1``; a norm follows the layer whose outputs it scales.
     """

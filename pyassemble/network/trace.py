@@ -15,7 +15,7 @@ import copy
 import inspect
 import warnings
 from itertools import chain
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -97,7 +97,7 @@ def _skeleton(network: nn.Module, reasons: list[str]) -> nn.Module | None:
     """A copy in eval mode that shares every tensor: tracing may set attributes, and modes, on it."""
     shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
     try:
-        return copy.deepcopy(network, shared).eval()  # type: ignore[arg-type]
+        return copy.deepcopy(network, shared).eval()
     except Exception as error:
         reasons.append(f"it cannot be copied: {_reason(error)}")
         return None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pyassemble.network.backend import backend, sequence
 from pyassemble.network.layers import Element, Layer, LayerSequence
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +75,7 @@ def _n_bipartite(source: LayerSequence, target: LayerSequence, generator: torch.
 
 
 def _random(source: LayerSequence, target: LayerSequence, generator: torch.Generator) -> tuple[float, Pairs]:
-    """Layers of one kind paired at random, each at most once: the ablation's baseline. The value is the sum of scores."""
+    """Layers of one kind paired at random, each at most once: the ablation's baseline; its value sums their scores."""
     buckets: dict[tuple[str, int], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for side, network in enumerate((source, target)):
         for index, layer in enumerate(network.layers):

@@ -38,7 +38,7 @@ class Assigned(NamedTuple):
 
     source: Region
     target: tuple[slice, ...]
-    count: int
+    elements: int
 
 
 Method = Callable[[LayerPair, torch.Generator], dict[str, Assigned]]
@@ -53,8 +53,8 @@ def _clip(pair: LayerPair, generator: torch.Generator) -> dict[str, Assigned]:
 def _crop(source: tuple[int, ...], target: tuple[int, ...]) -> Assigned:
     # Networks repeat a few shapes hundreds of times.
     sizes = list(zip(source, target, strict=True))
-    count = math.prod(min(s, t) for s, t in sizes)
-    return Assigned(tuple(_centre(s, t) for s, t in sizes), tuple(_centre(t, s) for s, t in sizes), count)
+    elements = math.prod(min(s, t) for s, t in sizes)
+    return Assigned(tuple(_centre(s, t) for s, t in sizes), tuple(_centre(t, s) for s, t in sizes), elements)
 
 
 def _full(pair: LayerPair, generator: torch.Generator) -> dict[str, Assigned]:
@@ -122,8 +122,8 @@ def _by_channel(
             outputs = (source_shape[first], target_shape[first], chosen[first][0])
         dims = range(len(source_shape))
         target = tuple(chosen[d][1] for d in dims)
-        count = math.prod(positions.stop - positions.start for positions in target)
-        assigned[role] = Assigned(tuple(chosen[d][0] for d in dims), target, count)
+        elements = math.prod(positions.stop - positions.start for positions in target)
+        assigned[role] = Assigned(tuple(chosen[d][0] for d in dims), target, elements)
     return assigned
 
 

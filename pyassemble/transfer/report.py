@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-
 if TYPE_CHECKING:
     from pyassemble.transfer.alignment import Alignment
-    from pyassemble.transfer.overwritten import Overwritten
     from pyassemble.transfer.methods import Region
+    from pyassemble.transfer.overwritten import Overwritten
 
 
 class TensorRecord(NamedTuple):
@@ -83,7 +82,8 @@ class TransferReport:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines.append(
-            f"{len(self.tensors)} tensors {'would be ' if self.dry_run else ''}written, {len(self.untouched)} untouched; "
+            f"{len(self.tensors)} tensors {'would be ' if self.dry_run else ''}written, "
+            f"{len(self.untouched)} untouched; "
             f"{self.coverage:.1%} of the target's elements covered ({self.alignment.matching}, {self.method})"
         )
         return "\n".join(lines)

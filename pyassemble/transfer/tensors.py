@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from pyassemble.errors import TensorError, UnsupportedNetworkError
 from pyassemble.network.modules import computed, modules_by_name, unwrap
 
 if TYPE_CHECKING:
-    from pyassemble.network.standardize import NetworkLike
     from pyassemble.network.layers import Layer
+    from pyassemble.network.standardize import NetworkLike
 
 
 class Slot(NamedTuple):
@@ -80,8 +80,8 @@ class ModuleTensors(Tensors):
             slots.update((role, _parametrized(module, prefix, role)) for role in parametrizations)
         if "weight" not in slots and isinstance(getattr(module, "weight", None), torch.Tensor):
             raise TensorError(
-                f"{prefix}weight is computed by a hook from {', '.join(slots)} (old-style weight_norm, spectral_norm or "
-                "pruning); use torch.nn.utils.parametrizations, or remove the hook, to make it a tensor of its own"
+                f"{prefix}weight is computed by a hook from {', '.join(slots)} (old-style weight_norm, spectral_norm "
+                "or pruning); use torch.nn.utils.parametrizations, or remove the hook, to make it a tensor of its own"
             )
         if buffers:
             transient = module._non_persistent_buffers_set
@@ -112,7 +112,7 @@ def _slot(module: nn.Module, path: str, role: str) -> Slot:
     prefix = f"{path}." if path else ""
     if parametrize.is_parametrized(module, role):
         return _parametrized(module, prefix, role)
-    held = module._parameters.get(role)
+    held: torch.Tensor | None = module._parameters.get(role)
     if held is None:
         held = module._buffers[role]
     assert held is not None
@@ -178,13 +178,15 @@ def inverted(slot: Slot, value: torch.Tensor) -> list[torch.Tensor]:
     assert slot.parametrization is not None
     current: torch.Tensor | tuple[torch.Tensor, ...] = value
     for step in reversed(list(slot.parametrization)):
-        if not hasattr(step, "right_inverse"):
+        right_inverse: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] | None
+        right_inverse = getattr(step, "right_inverse", None)
+        if right_inverse is None:
             raise TensorError(
                 f"{slot.name} is parametrized by {type(step).__name__}, which has no right_inverse and so cannot be "
                 "set; remove the parametrization before the transfer and register it again after it"
             )
         with torch.no_grad():
-            current = step.right_inverse(*current) if isinstance(current, tuple) else step.right_inverse(current)
+            current = right_inverse(*current) if isinstance(current, tuple) else right_inverse(current)
     return list(current) if isinstance(current, tuple) else [current]
 
 
@@ -250,8 +252,8 @@ def check_target(slot: Slot) -> None:
             n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
         ):
             raise TensorError(
-                f"target tensor {slot.name} of shape {tuple(tensor.shape)} is expanded: several of its elements are one "
-                "place in memory; clone it to make it writable"
+                f"target tensor {slot.name} of shape {tuple(tensor.shape)} is expanded: several of its elements are "
+                "one place in memory; clone it to make it writable"
             )
         if tensor.is_inference() and not torch.is_inference_mode_enabled():
             raise TensorError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any, NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,8 +31,9 @@ from pyassemble.transfer.tensors import (
 )
 
 if TYPE_CHECKING:
-    from pyassemble.network.standardize import NetworkLike
     from collections.abc import Iterator, Mapping, Sequence
+
+    from pyassemble.network.standardize import NetworkLike
 
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
@@ -322,6 +323,6 @@ def _records(copies: Sequence[_Copy], scales: Mapping[str, float]) -> Iterator[T
             target_shape=copy.target.value.shape,
             source_region=copy.assigned.source,
             target_region=copy.assigned.target,
-            written=copy.assigned.count,
+            written=copy.assigned.elements,
             scale=scales.get(copy.target.name, 1.0),
         )

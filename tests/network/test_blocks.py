@@ -67,8 +67,11 @@ def test_layers_of_a_small_network() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(8, 2))
     sequence = standardize(network)
     assert sequence.layers == (
-        Layer("0", "Conv2d", (8, 3, 3, 3)), Layer("1", "BatchNorm2d", (8,)), Layer("2", None, ()), Layer("3", "Linear", (2, 8)),
-    )  # fmt: skip
+        Layer("0", "Conv2d", (8, 3, 3, 3)),
+        Layer("1", "BatchNorm2d", (8,)),
+        Layer("2", None, ()),
+        Layer("3", "Linear", (2, 8)),
+    )
     assert sequence.elements == tuple(Element(i, i + 1, False) for i in range(4))
     assert sequence.scored == 3
     assert not sequence.approximate

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from pyassemble.errors import UnsupportedNetworkError
 from pyassemble.network import standardize
 from pyassemble.network.state import natural_key
 from tests.networks import build
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

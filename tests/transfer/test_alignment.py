@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from itertools import permutations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from pyassemble.errors import EmptyNetworkError, UnknownOptionError
 from pyassemble.network import Element, Layer, LayerSequence
 from pyassemble.transfer.matching import MATCHINGS, layer_score, match
 from tests.networks import build
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -24,7 +25,6 @@ from pyassemble.errors import (
     WeightsFileError,
 )
 from tests.networks import same_state, scramble, snapshot
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +104,7 @@ def test_targets_that_are_no_module(target: object) -> None:
 def test_lazy_networks() -> None:
     lazy = nn.Sequential(nn.LazyConv2d(4, 3))
     refused(lazy, network(), UnsupportedNetworkError, "'0'.*lazy")
-    with pytest.raises(UnsupportedNetworkError, match="'0'.*lazy"):
+    with pytest.raises(UnsupportedNetworkError, match=r"'0'.*lazy"):
         pa.transfer(network(), lazy)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,11 +10,10 @@ from torch import nn
 import pyassemble as pa
 from pyassemble.transfer import METHODS
 from tests.networks import build, images_for, same_state, scramble, snapshot
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Callable
+    from pathlib import Path
 
 CNNS = [
     "timm:resnet18", "timm:efficientnet_b0", "timm:mobilenetv3_small_050", "timm:regnety_002", "timm:densenet121",
