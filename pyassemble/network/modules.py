@@ -159,7 +159,7 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 def _wrapped(network: nn.Module) -> nn.Module | None:
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return network.module
+        return cast("nn.Module", network.module)
     # torch.compile's wrapper is recognized only if torch._dynamo was ever loaded: importing it takes a second.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is not None and isinstance(network, dynamo.OptimizedModule):
