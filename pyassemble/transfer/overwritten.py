@@ -1,7 +1,8 @@
-"""What a transfer overwrote, kept so that it can be put back bit for bit."""
+"""What a transfer overwrites, kept so that it can be put back bit for bit."""
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,74 +19,62 @@ _pool: list[torch.Tensor] = []
 
 
 class Overwritten:
-    """Regions of tensors and what they held.
+    """Regions of tensors, and what they held before they were written through this object."""
 
-    The contents lie in one buffer, which is reused once this object is gone.
-    """
-
-    def __init__(
-        self,
-        tensors: Sequence[torch.Tensor],
-        regions: Sequence[tuple[slice, ...]],
-        contents: Sequence[torch.Tensor],
-        buffer: torch.Tensor,
-    ) -> None:
+    def __init__(self, tensors: Sequence[torch.Tensor], regions: Sequence[tuple[slice, ...]]) -> None:
         self._tensors = tensors
         self._regions = regions
-        self._contents = contents
-        self._buffer = buffer
+        self._views = [take(tensor, region) for tensor, region in zip(tensors, regions, strict=True)]
+        self._pieces = self._allocated()
+        self._saved = 0
 
-    @classmethod
-    def saved(
-        cls, tensors: Sequence[torch.Tensor], regions: Sequence[tuple[slice, ...]], views: Sequence[torch.Tensor]
-    ) -> Overwritten:
-        """A copy of the present content of each region.
+    def write(self, contents: Sequence[torch.Tensor]) -> None:
+        """Put new content into every region, each saved just before: it is still in the cache then."""
+        for view, piece, content in zip(self._views, self._pieces, contents, strict=True):
+            piece.copy_(view)
+            self._saved += 1
+            view.copy_(content)
+        # The tensors may move to other memory before they are restored, which views would not follow.
+        self._views.clear()
 
-        Args:
-            tensors: The tensors that are about to be written.
-            regions: The region of each.
-            views: A view of each region.
-        """
+    def restore(self) -> None:
+        """Put back what every region held, the last written first."""
+        with torch.no_grad():
+            for i in reversed(range(self._saved)):
+                take(self._tensors[i], self._regions[i]).copy_(self._pieces[i])
+
+    def _allocated(self) -> list[torch.Tensor]:
+        """Room for each region's content: on the CPU in one buffer, which is reused once this object is gone."""
+        pieces: list[torch.Tensor | None] = [None] * len(self._views)
         groups: dict[torch.dtype, list[int]] = {}
-        contents: list[torch.Tensor] = [torch.empty(0)] * len(views)
-        for i, view in enumerate(views):
+        for i, view in enumerate(self._views):
             if view.device.type == "cpu":
                 groups.setdefault(view.dtype, []).append(i)
             else:
-                contents[i] = view.clone()
+                pieces[i] = torch.empty_like(view)
         # The widest elements come first, so that every group starts at a multiple of its element size.
         order = sorted(groups, key=lambda dtype: -dtype.itemsize)
-        sizes = {dtype: [views[i].numel() for i in groups[dtype]] for dtype in order}
+        sizes = {dtype: [self._views[i].numel() for i in groups[dtype]] for dtype in order}
         buffer = _buffer(sum(sum(sizes[dtype]) * dtype.itemsize for dtype in order))
+        weakref.finalize(self, _give_back, buffer).atexit = False
         start = 0
         for dtype in order:
             stop = start + sum(sizes[dtype]) * dtype.itemsize
             # One call for all pieces: three calls for each were measured to take as long as the copies.
-            pieces = torch.split(buffer[start:stop].view(dtype), sizes[dtype])
+            for i, piece in zip(groups[dtype], torch.split(buffer[start:stop].view(dtype), sizes[dtype]), strict=True):
+                pieces[i] = piece.view(self._views[i].shape)
             start = stop
-            for i, piece in zip(groups[dtype], pieces, strict=True):
-                contents[i] = piece.view(views[i].shape).copy_(views[i])
-        return cls(tensors, regions, contents, buffer)
-
-    def restore(self) -> None:
-        """Put every region's content back, the last written first."""
-        with torch.no_grad():
-            for tensor, region, content in reversed(
-                list(zip(self._tensors, self._regions, self._contents, strict=True))
-            ):
-                take(tensor, region).copy_(content)
-
-    def __del__(self) -> None:
-        # Views of the buffer never leave this object, so it is free now.
-        if self._buffer.numel() <= _POOLED_BYTES and not _pool:
-            _pool.append(self._buffer)
+        return [piece for piece in pieces if piece is not None]
 
 
 def _buffer(size: int) -> torch.Tensor:
     try:
         buffer = _pool.pop()
     except IndexError:
-        buffer = None
-    if buffer is not None and buffer.numel() >= size:
-        return buffer
-    return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8)
+    return buffer if buffer.numel() >= size else torch.empty(size, dtype=torch.uint8)
+
+
+def _give_back(buffer: torch.Tensor) -> None:
+    if buffer.numel() <= _POOLED_BYTES and not _pool:
+        _pool.append(buffer)

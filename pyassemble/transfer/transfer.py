@@ -277,11 +277,9 @@ def _everything(tensor: torch.Tensor) -> tuple[slice, ...]:
 def _written(writes: Sequence[_Write]) -> Overwritten:
     """Write everything, or, on any error or interrupt, nothing."""
     with torch.no_grad():
-        views = [take(write.tensor, write.region) for write in writes]
-        overwritten = Overwritten.saved([write.tensor for write in writes], [write.region for write in writes], views)
+        overwritten = Overwritten([write.tensor for write in writes], [write.region for write in writes])
         try:
-            for view, write in zip(views, writes, strict=True):
-                view.copy_(write.content)
+            overwritten.write([write.content for write in writes])
         except BaseException as error:
             overwritten.restore()
             if isinstance(error, RuntimeError):

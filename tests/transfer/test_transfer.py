@@ -360,3 +360,27 @@ def test_undo_keeps_what_was_changed_elsewhere() -> None:
     report.undo()
     assert torch.equal(target.weight[1:3, 1:3], before["weight"][1:3, 1:3])
     assert torch.equal(target.weight[0], before["weight"][0] + 1)
+
+
+def test_undo_buffers_are_reused_only_when_their_report_is_gone() -> None:
+    targets = [Small(4, 3, 2, seed=i) for i in range(4)]
+    befores = [snapshot(target) for target in targets]
+    sources = [Small(4, 3, 2, seed=10 + i) for i in range(4)]
+    reports = [pa.transfer(source, target) for source, target in zip(sources, targets, strict=True)]
+    del reports[1]
+    again = pa.transfer(sources[0], targets[1])  # may take over the buffer of the report that is gone
+    for i, report in zip((0, 2, 3), reports, strict=True):
+        report.undo()
+        assert same_state(targets[i], befores[i])
+    again.undo()
+    assert same_state(targets[1], sources[1].state_dict())
+
+
+def test_undo_follows_a_target_to_another_dtype_and_back() -> None:
+    source, target = Small(4, 3, 2, seed=1), Small(4, 3, 2, seed=2)
+    before = snapshot(target)
+    report = pa.transfer(source, target)
+    target.double()
+    report.undo()
+    target.float()
+    assert same_state(target, before)
