@@ -22,19 +22,36 @@ if TYPE_CHECKING:
     from pyassemble.network.standardize import NetworkLike
 
 
+class Held(NamedTuple):
+    """A parameter or buffer, and the module that holds it.
+
+    Moving a module to another device or dtype replaces its buffers, so a tensor is looked up again when it is put back.
+    """
+
+    tensor: torch.Tensor
+    owner: nn.Module
+    role: str
+
+    def current(self) -> torch.Tensor:
+        """The tensor that the module holds now."""
+        parameter = self.owner._parameters.get(self.role)
+        found = parameter if parameter is not None else self.owner._buffers.get(self.role)
+        return found if found is not None else self.tensor
+
+
 class Slot(NamedTuple):
     """One tensor of a network.
 
     Attributes:
         name: Its full name.
         value: Its value; computed, where a parametrization computes it.
-        stored: The tensors that the network holds for it: itself, or those a parametrization computes it from.
+        stored: What a module holds for it: itself, or the tensors a parametrization computes it from.
         parametrization: The chain of parametrizations, if any.
     """
 
     name: str
     value: torch.Tensor
-    stored: tuple[torch.Tensor, ...]
+    stored: tuple[Held, ...]
     parametrization: parametrize.ParametrizationList | None = None
 
 
@@ -72,7 +89,9 @@ class ModuleTensors(Tensors):
     def _whole(self, module: nn.Module, name: str, buffers: bool) -> dict[str, Slot]:
         prefix = f"{name}." if name else ""
         slots = {
-            role: Slot(prefix + role, held, (held,)) for role, held in module._parameters.items() if held is not None
+            role: Slot(prefix + role, parameter, (Held(parameter, module, role),))
+            for role, parameter in module._parameters.items()
+            if parameter is not None
         }
         if "parametrizations" in module._modules and parametrize.is_parametrized(module):
             parametrizations = module.parametrizations
@@ -87,7 +106,7 @@ class ModuleTensors(Tensors):
             transient = module._non_persistent_buffers_set
             for role, held_buffer in module._buffers.items():
                 if held_buffer is not None and role not in transient:
-                    slots[role] = Slot(prefix + role, held_buffer, (held_buffer,))
+                    slots[role] = Slot(prefix + role, held_buffer, (Held(held_buffer, module, role),))
         return slots
 
     def carriers(self) -> dict[str, torch.Tensor]:
@@ -116,7 +135,7 @@ def _slot(module: nn.Module, path: str, role: str) -> Slot:
     if held is None:
         held = module._buffers[role]
     assert held is not None
-    return Slot(prefix + role, held, (held,))
+    return Slot(prefix + role, held, (Held(held, module, role),))
 
 
 def _parametrized(module: nn.Module, prefix: str, role: str) -> Slot:
@@ -125,7 +144,8 @@ def _parametrized(module: nn.Module, prefix: str, role: str) -> Slot:
     chain = parametrizations[role]
     assert isinstance(chain, parametrize.ParametrizationList)
     names = ["original"] if chain.is_tensor else [f"original{i}" for i in range(chain.ntensors)]
-    return Slot(prefix + role, computed(module, role), tuple(getattr(chain, name) for name in names), chain)
+    stored = tuple(Held(getattr(chain, name), chain, name) for name in names)
+    return Slot(prefix + role, computed(module, role), stored, chain)
 
 
 class StateTensors(Tensors):
@@ -136,7 +156,7 @@ class StateTensors(Tensors):
         self._by_name: dict[str, Slot] = {}
         for name, tensor in state.items():
             path, _, role = name.rpartition(".")
-            self._by_name[name] = self._by_layer[path][role] = Slot(name, tensor, (tensor,))
+            self._by_name[name] = self._by_layer[path][role] = Slot(name, tensor, ())
 
     def layer(self, layer: Layer, buffers: bool) -> dict[str, Slot]:
         """Slots of a layer by role."""
@@ -246,7 +266,7 @@ def check_target(slot: Slot) -> None:
     Raises:
         TensorError: A meta, quantized, integer, distributed, expanded or inference-mode tensor, by name.
     """
-    for tensor in slot.stored:
+    for tensor, _, _ in slot.stored:
         _check_kind(slot.name, tensor, "target")
         if not tensor.is_contiguous() and any(
             n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)

@@ -22,6 +22,7 @@ from pyassemble.transfer.methods import (
 from pyassemble.transfer.overwritten import Overwritten
 from pyassemble.transfer.report import TensorRecord, TransferReport
 from pyassemble.transfer.tensors import (
+    Held,
     ModuleTensors,
     Slot,
     check_source,
@@ -51,7 +52,7 @@ class _Copy(NamedTuple):
 class _Write(NamedTuple):
     """New content for a region of one stored tensor."""
 
-    tensor: torch.Tensor
+    held: Held
     region: tuple[slice, ...]
     content: torch.Tensor
 
@@ -184,9 +185,9 @@ class _Claims:
 
     def claim(self, slot: Slot) -> bool:
         """Whether nobody claimed any of a slot's memory before; it is then claimed."""
-        if len(slot.stored) > 1 and not all(self.is_free(tensor) for tensor in slot.stored):
+        if len(slot.stored) > 1 and not all(self.is_free(held.tensor) for held in slot.stored):
             return False
-        return all(self._take(tensor) for tensor in slot.stored)
+        return all(self._take(held.tensor) for held in slot.stored)
 
     def is_free(self, tensor: torch.Tensor) -> bool:
         """Whether none of a tensor's memory is claimed."""
@@ -233,8 +234,9 @@ def _contents(copies: Sequence[_Copy], claims: _Claims) -> tuple[list[_Write], d
                 scales[copy.target.name] = factor = output_variance_ratio(copy.source.value, content, copy.output_dim)
                 content *= factor
             if copy.target.parametrization is not None:
-                for tensor, value in zip(copy.target.stored, inverted(copy.target, content), strict=True):
-                    writes.append(_Write(tensor, _everything(tensor), value.to(tensor.device, tensor.dtype)))
+                for held, value in zip(copy.target.stored, inverted(copy.target, content), strict=True):
+                    like = held.tensor
+                    writes.append(_Write(held, _everything(like), value.to(like.device, like.dtype)))
                 continue
             if not claims.is_free(content):
                 # The source shares memory with the target: it must be read before that is written.
@@ -277,7 +279,7 @@ def _everything(tensor: torch.Tensor) -> tuple[slice, ...]:
 def _written(writes: Sequence[_Write]) -> Overwritten:
     """Write everything, or, on any error or interrupt, nothing."""
     with torch.no_grad():
-        overwritten = Overwritten([write.tensor for write in writes], [write.region for write in writes])
+        overwritten = Overwritten([write.held for write in writes], [write.region for write in writes])
         try:
             overwritten.write([write.content for write in writes])
         except BaseException as error:
@@ -298,7 +300,7 @@ def _report(
     overwritten: Overwritten | None,
 ) -> TransferReport:
     records = tuple(_records(copies, scales))
-    touched = {id(tensor) for copy in copies for tensor in copy.target.stored}
+    touched = {id(tensor) for copy in copies for tensor, _, _ in copy.target.stored}
     carriers = receiver.carriers()
     total = sum(tensor.numel() for tensor in carriers.values())
     return TransferReport(
