@@ -39,9 +39,17 @@ def quantity(value: str, unit: str) -> str:
 
 
 def transfer_results() -> str:
-    """Summary that the CIFAR-10 experiment wrote, with its plot."""
-    summary = (RESULTS / "transfer_cifar10" / "summary.md").read_text(encoding="utf-8")
-    return f"![accuracy by epoch, and gain by similarity](bench/results/transfer_cifar10/plot.png)\n\n{summary.strip()}"
+    """The experiment's plot, and the parts of its summary that answer a reader's first questions."""
+    folder = RESULTS / "transfer_cifar10"
+    parts = (folder / "summary.md").read_text(encoding="utf-8").split("\n## ")
+    shown = [part for part in parts[1:] if not part.startswith("All pairs")]
+    link = folder.relative_to(ROOT).as_posix()
+    lines = [
+        f"`python bench/experiments/transfer_cifar10.py`; every pair is in [summary.md]({link}/summary.md).",
+        f"![test accuracy by epoch, and effectiveness by similarity]({link}/plot.png)",
+        *(f"### {part.strip()}" for part in shown),
+    ]
+    return "\n\n".join(lines)
 
 
 def replaced(text: str, name: str, content: str) -> str:
