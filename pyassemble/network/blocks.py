@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pyassemble.network.layers import Element, Layer, LayerSequence
-from pyassemble.network.modules import children, lazy_error, traits, unwrap, weight_shape
+from pyassemble.network.modules import children, refuse, traits, unwrap, weight_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +63,8 @@ def _child_trees(module: nn.Module, prefix: str, leaves: Leaves) -> list[Tree]:
     for name, child in children(module):
         # Three of four modules are leaves: they are told apart here, before a call is made for them.
         if child._modules and traits(type(child)).base is None:
+            if traits(type(child)).refusal:
+                refuse(child, prefix + name)
             inside = _child_trees(child, f"{prefix}{name}.", leaves)
             if inside:
                 trees.append(inside)
@@ -72,9 +74,9 @@ def _child_trees(module: nn.Module, prefix: str, leaves: Leaves) -> list[Tree]:
 
 
 def _leaf(module: nn.Module, name: str, leaves: Leaves) -> int:
-    base, counts, lazy = traits(type(module))
-    if lazy:
-        raise lazy_error(module, name)
+    base, counts, refusal = traits(type(module))
+    if refusal:
+        refuse(module, name)
     name = leaves.names.setdefault(module, name)
     if base is None:
         return leaves.add(Layer(name, None, ()), counts)

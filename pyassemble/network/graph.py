@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from pyassemble.errors import UnsupportedNetworkError
 from pyassemble.network.blocks import Leaves, Tree, group
 from pyassemble.network.layers import Element, Layer, LayerSequence
-from pyassemble.network.modules import computed, lazy_error, traits, unwrap
+from pyassemble.network.modules import computed, refuse, traits, unwrap
 from pyassemble.network.trace import use_order
 
 _CONVOLUTIONS = (
@@ -51,8 +51,8 @@ def standardize_graph(network: nn.Module, example_input: Any = None) -> LayerSeq
 
 
 def _module_tree(module: nn.Module, name: str, leaves: Leaves) -> Tree:
-    if traits(type(module)).lazy:
-        raise lazy_error(module, name)
+    if traits(type(module)).refusal:
+        refuse(module, name)
     prefix = f"{name}." if name else ""
     if module in leaves.names:
         # A module used twice holds its tensors once.
@@ -90,6 +90,10 @@ def _elements_of(module: nn.Module, prefix: str) -> list[tuple[str, tuple[int, .
             )
     if "weight" in tensors:
         return [("weight", tuple(tensors["weight"].shape), traits(type(module)).counts)]
+    frozen = module._buffers.get("weight")
+    if frozen is not None and "weight" not in module._non_persistent_buffers_set:
+        # A frozen norm keeps what it learned in buffers.
+        return [("weight", tuple(frozen.shape), False)]
     if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
         return [("running_mean", tuple(module.running_mean.shape), False)]
     return [

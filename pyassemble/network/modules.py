@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple, cast
+from typing import NamedTuple, NoReturn, cast
 
 import torch
 from torch import nn
@@ -32,55 +32,51 @@ class Traits(NamedTuple):
     Attributes:
         base: Name of the DPIAT layer class that it is or derives from; None for any other module.
         counts: Whether DPIAT counts it among the convolution and linear layers.
-        lazy: Whether its tensors have no shape yet; the first forward pass turns it into another class.
+        refusal: Why its weights cannot be read, if so.
     """
 
     base: str | None
     counts: bool
-    lazy: bool
+    refusal: str | None
 
 
 _known: dict[type[nn.Module], Traits] = {}
 
 
 def traits(kind: type[nn.Module]) -> Traits:
-    """Traits of a class of modules, found once per class.
-
-    Raises:
-        UnsupportedNetworkError: A quantized layer, or FSDP's wrapper.
-    """
+    """Traits of a class of modules, found once per class."""
     found = _known.get(kind)
     if found is None:
-        found = _known[kind] = _traits(kind)
+        found = _known[kind] = Traits(
+            base=next((base.__name__ for base in SCORED_LAYERS if issubclass(kind, base)), None),
+            counts=issubclass(kind, WEIGHT_LAYERS),
+            refusal=_refusal(kind),
+        )
     return found
 
 
-def _traits(kind: type[nn.Module]) -> Traits:
-    if any(
-        (base.__module__.startswith("torch.distributed.fsdp") and base.__name__ == "FullyShardedDataParallel")
-        for base in kind.__mro__
-    ):
-        raise UnsupportedNetworkError("the network's parameters are sharded by FSDP; transfer before wrapping it")
+def _refusal(kind: type[nn.Module]) -> str | None:
+    origins = [(base.__module__, base.__name__) for base in kind.__mro__]
+    if issubclass(kind, nn.modules.lazy.LazyModuleMixin):
+        return "is lazy and has no shape yet; run one forward pass first"
     # Quantized layers pack their weights and offer them through a method: they would silently count as weightless.
-    if any(base.__module__.startswith("torch.ao.nn.") for base in kind.__mro__) and callable(
-        getattr(kind, "weight", None)
+    if any(module.startswith("torch.ao.nn.") for module, _ in origins) and callable(getattr(kind, "weight", None)):
+        return "is quantized and packs its weights; use the float network it was quantized from"
+    if any(
+        module.startswith("torch.distributed.fsdp") and name == "FullyShardedDataParallel" for module, name in origins
     ):
-        raise UnsupportedNetworkError(
-            f"{kind.__module__}.{kind.__qualname__} is a quantized module: its weights are packed; "
-            "use the float network it was quantized from"
-        )
-    return Traits(
-        base=next((base.__name__ for base in SCORED_LAYERS if issubclass(kind, base)), None),
-        counts=issubclass(kind, WEIGHT_LAYERS),
-        lazy=issubclass(kind, nn.modules.lazy.LazyModuleMixin),
-    )
+        return "shards its parameters; transfer before wrapping the network in FSDP"
+    return None
 
 
-def lazy_error(module: nn.Module, name: str) -> UnsupportedNetworkError:
-    """The refusal of a layer that has no shape yet."""
-    return UnsupportedNetworkError(
-        f"layer {name!r} ({type(module).__name__}) is lazy and has no shape yet; run one forward pass first"
-    )
+def refuse(module: nn.Module, name: str) -> NoReturn:
+    """Raise for a module whose traits hold a refusal.
+
+    Raises:
+        UnsupportedNetworkError: Always.
+    """
+    kind = type(module)
+    raise UnsupportedNetworkError(f"module {name!r} ({kind.__module__}.{kind.__qualname__}) {traits(kind).refusal}")
 
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pyassemble.errors import UnknownOptionError, UnsupportedNetworkError
 from pyassemble.network.blocks import standardize_blocks
@@ -61,6 +62,8 @@ def _shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
             raise UnsupportedNetworkError(
                 f"a state_dict maps names to tensors, but entry {name!r} is {type(tensor).__name__}"
             )
+        if is_lazy(tensor):
+            raise UnsupportedNetworkError(f"tensor {name!r} is lazy and has no shape yet; run one forward pass first")
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
@@ -90,10 +93,13 @@ def _network_of_config(config: Path, shapes: Mapping[str, tuple[int, ...]]) -> n
     if not isinstance(name, str) or not timm.is_model(name):
         return None
     classes = content.get("num_classes")
-    with torch.device("meta"):
-        if isinstance(classes, int):
-            network: nn.Module = timm.create_model(name, num_classes=classes)
-        else:
-            network = timm.create_model(name)
+    try:
+        with torch.device("meta"):
+            if isinstance(classes, int):
+                network: nn.Module = timm.create_model(name, num_classes=classes)
+            else:
+                network = timm.create_model(name)
+    except Exception:  # whatever the named architecture's constructor says to the config's values
+        return None
     same = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()} == dict(shapes)
     return network if same else None

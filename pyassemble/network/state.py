@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from pyassemble.errors import UnsupportedNetworkError
 from pyassemble.network.blocks import Leaves, Tree, group
 from pyassemble.network.layers import Element, Layer, LayerSequence
 
@@ -37,9 +38,17 @@ def standardize_state(shapes: Shapes, standardization: str, *, in_order: bool) -
         in_order: Whether the names are in definition order (a state_dict). Otherwise (a safetensors header is sorted)
             they are put in natural order, ``2`` before ``10``, and every normalization behind the sibling whose output
             it can follow.
+
+    Raises:
+        UnsupportedNetworkError: The tensors include the originals of a parametrized weight.
     """
     root = _Node()
     for name in shapes:
+        if "parametrizations" in name.split("."):
+            raise UnsupportedNetworkError(
+                f"tensor {name!r} of shape {tuple(shapes[name])} is the original of a parametrized weight, which only "
+                "its module can compute; pass the module, or remove the parametrizations before saving"
+            )
         *path, role = name.split(".")
         node = root
         for part in path:

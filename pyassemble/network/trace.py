@@ -52,7 +52,8 @@ def use_order(network: nn.Module, example_input: Any = None) -> dict[str, int]:
         return {}
     for way in (_by_symbolic_trace, lambda net: _by_fake_run(net, network, example_input)):
         try:
-            return way(skeleton)
+            with torch.random.fork_rng(devices=[]):
+                return way(skeleton)
         except Exception as error:  # whatever a foreign forward may raise
             reasons.append(_reason(error))
     _warn(network, reasons, "its parts are taken in definition order, each traced by itself where possible")
@@ -94,13 +95,18 @@ def _by_parts(module: nn.Module, name: str, order: dict[str, int]) -> None:
 
 
 def _skeleton(network: nn.Module, reasons: list[str]) -> nn.Module | None:
-    """A copy in eval mode that shares every tensor: tracing may set attributes, and modes, on it."""
-    shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+    """A copy in eval mode that shares the parameters: tracing may set attributes, modes and buffers on it."""
+    shared = {id(parameter): parameter for parameter in network.parameters()}
     try:
-        return copy.deepcopy(network, shared).eval()
+        skeleton = copy.deepcopy(network, shared).eval()
     except Exception as error:
         reasons.append(f"it cannot be copied: {_reason(error)}")
         return None
+    for module in skeleton.modules():
+        # The user's hooks expect numbers, and may note them.
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return skeleton
 
 
 class _Tracer(fx.Tracer):

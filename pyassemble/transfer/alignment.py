@@ -144,7 +144,11 @@ def similarity(
 
 def as_generator(seed: int | torch.Generator) -> torch.Generator:
     """A CPU generator from a seed; a generator is used as it is."""
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    if isinstance(seed, torch.Generator):
+        return seed
+    if not isinstance(seed, int):
+        raise UnknownOptionError("seed", seed, ("an integer", "a torch.Generator"))
+    return torch.Generator(device="cpu").manual_seed(seed)
 
 
 def _nonempty(layers: LayerSequence, side: str, network: NetworkLike, standardization: str) -> LayerSequence:

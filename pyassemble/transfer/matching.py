@@ -83,8 +83,8 @@ def _random(source: LayerSequence, target: LayerSequence, generator: torch.Gener
                 buckets[layer.kind, len(layer.shape)][side].append(index)
     pairs: Pairs = []
     for sources, targets in buckets.values():
-        shuffled = [sources[i] for i in torch.randperm(len(sources), generator=generator).tolist()]
-        chosen = [targets[i] for i in torch.randperm(len(targets), generator=generator).tolist()]
+        shuffled = [sources[i] for i in torch.randperm(len(sources), generator=generator, device="cpu").tolist()]
+        chosen = [targets[i] for i in torch.randperm(len(targets), generator=generator, device="cpu").tolist()]
         pairs.extend(zip(shuffled, chosen, strict=False))
     pairs.sort(key=lambda pair: pair[1])
     return sum(layer_score(source.layers[s], target.layers[t]) for s, t in pairs), pairs

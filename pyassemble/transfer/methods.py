@@ -63,8 +63,8 @@ def _full(pair: LayerPair, generator: torch.Generator) -> dict[str, Assigned]:
     def positions(role: str, dim: int, s: int, t: int) -> Positions:
         if s >= t:
             return _centre(s, t)
-        drawn = torch.randint(s, (t,), generator=generator)
-        drawn[_centre(t, s)] = torch.arange(s)
+        drawn = torch.randint(s, (t,), generator=generator, device="cpu")
+        drawn[_centre(t, s)] = torch.arange(s, device="cpu")
         return drawn
 
     return _by_channel(pair, positions, lambda s, t: slice(0, t))
@@ -153,11 +153,12 @@ def output_variance_ratio(source: torch.Tensor, target: torch.Tensor, output_dim
     """Factor on a target's weight after which its outputs vary as the source's do (``clip_norm``).
 
     Under independent inputs of unit variance an output's variance is the sum of squares of its weights: fan-in times
-    the mean square. A weight of zeros is left as it is.
+    the mean square. A weight of zeros, or one that is not finite, is left as it is.
     """
     source_variance = _output_variance(source, output_dim)
     target_variance = _output_variance(target, output_dim)
-    return (source_variance / target_variance) ** 0.5 if source_variance > 0 and target_variance > 0 else 1.0
+    measurable = 0 < source_variance < math.inf and 0 < target_variance < math.inf
+    return (source_variance / target_variance) ** 0.5 if measurable else 1.0
 
 
 def _output_variance(weight: torch.Tensor, output_dim: int) -> float:

@@ -73,8 +73,8 @@ def _buffer(size: int) -> torch.Tensor:
     try:
         buffer = _pool.pop()
     except IndexError:
-        return torch.empty(size, dtype=torch.uint8)
-    return buffer if buffer.numel() >= size else torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
+    return buffer if buffer.numel() >= size else torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 def _give_back(buffer: torch.Tensor) -> None:

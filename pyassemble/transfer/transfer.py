@@ -25,7 +25,8 @@ from pyassemble.transfer.tensors import (
     Held,
     ModuleTensors,
     Slot,
-    check_source,
+    check_finite,
+    check_kind,
     check_target,
     inverted,
     source_tensors,
@@ -75,8 +76,8 @@ def transfer(
     computed before the first is written, and an error leaves the target as it was. The target's device, dtype,
     ``requires_grad``, tied tensors (the first match in target order wins) and parametrizations are kept.
 
-    Beyond the publication, a layer's buffers travel with it, so that a network transferred onto a fresh copy of itself
-    gives the same bits in eval mode.
+    Beyond the publication, the statistics of normalization layers travel with them, so that a network whose weights all
+    take part gives the same bits in eval mode once it is transferred onto a fresh copy of itself.
 
     Args:
         source: Module, state_dict, or path of a weights file; may be of another device and dtype.
@@ -87,7 +88,7 @@ def transfer(
         method: ``"clip"`` (centre crop), ``"clip_norm"`` (then scale each weight to the source's output variance),
             ``"full"`` (fill what is larger with randomly repeated source channels) or ``"magnitude"`` (keep the
             channels of largest absolute weight sum).
-        buffers: Whether a batch norm's running statistics travel with it.
+        buffers: Whether the statistics of normalization layers travel with them.
         dry_run: Compute the report without writing; the networks may then be on the meta device.
         seed: Seed or CPU generator for ``matching="random"`` and ``method="full"``.
         example_input: As in :func:`align`.
@@ -127,13 +128,12 @@ def transfer(
     receiver = ModuleTensors(target)
     claims = _Claims()
     copies = _plan(alignment, source, receiver, method, buffers, generator, dry_run, claims)
-    if dry_run:
-        return _report(alignment, receiver, copies, method, dry_run, {}, None)
-    check_source(copy.source for copy in copies)
-    for copy in copies:
-        check_target(copy.target)
+    if not dry_run:
+        check_finite(copy.source for copy in copies)
+    elif not rescales(method) or any(copy.source.value.is_meta or copy.target.value.is_meta for copy in copies):
+        return _report(alignment, receiver, copies, method, {}, None)
     writes, scales = _contents(copies, claims)
-    return _report(alignment, receiver, copies, method, dry_run, scales, _written(writes))
+    return _report(alignment, receiver, copies, method, scales, None if dry_run else _written(writes))
 
 
 def _plan(
@@ -151,11 +151,15 @@ def _plan(
     for s, t in alignment.indices:
         layer = alignment.target.layers[t]
         given = giver.layer(alignment.source.layers[s], buffers)
-        taken = {
-            role: slot
-            for role, slot in receiver.layer(layer, buffers).items()
-            if role in given and given[role].value.dim() == slot.value.dim() and claims.claim(slot)
-        }
+        taken: dict[str, Slot] = {}
+        for role, slot in receiver.layer(layer, buffers).items():
+            gift = given.get(role)
+            if gift is None or gift.value.dim() != slot.value.dim():
+                continue
+            check_kind(gift.name, gift.value, "source", hollow=dry_run)
+            check_target(slot, hollow=dry_run)
+            if claims.claim(slot):
+                taken[role] = slot
         if not taken:
             continue
         output_dim = 1 if layer.kind is not None and layer.kind.startswith(_TRANSPOSED) else 0
@@ -164,11 +168,12 @@ def _plan(
             {role: slot.value.shape for role, slot in taken.items()},
             output_dim,
         )
-        if method == "magnitude" and dry_run and any(tensor.is_meta for tensor in pair.source.values()):
-            raise TensorError(
-                f"method='magnitude' chooses channels by their values, but {given['weight'].name} of shape "
-                f"{tuple(given['weight'].value.shape)} is on the meta device; load weights first"
-            )
+        for role in taken:
+            if method == "magnitude" and given[role].value.is_meta:
+                raise TensorError(
+                    f"method='magnitude' chooses channels by their values, but {given[role].name} of shape "
+                    f"{tuple(given[role].value.shape)} is on the meta device; load weights first"
+                )
         for role, assigned in assign(pair, method, generator).items():
             rescale = rescales(method) and role == "weight" and taken[role].value.dim() > 1
             copies.append(_Copy(given[role], taken[role], assigned, output_dim, rescale))
@@ -233,10 +238,14 @@ def _contents(copies: Sequence[_Copy], claims: _Claims) -> tuple[list[_Write], d
             if copy.rescale:
                 scales[copy.target.name] = factor = output_variance_ratio(copy.source.value, content, copy.output_dim)
                 content *= factor
+                if not bool(torch.isfinite(content).all()):
+                    raise TensorError(
+                        f"target tensor {copy.target.name} of shape {tuple(content.shape)} ({content.dtype}) cannot be "
+                        f"scaled by {factor:.4g} as method='clip_norm' asks: the result would not be finite"
+                    )
             if copy.target.parametrization is not None:
-                for held, value in zip(copy.target.stored, inverted(copy.target, content), strict=True):
-                    like = held.tensor
-                    writes.append(_Write(held, _everything(like), value.to(like.device, like.dtype)))
+                for held, value in inverted(copy.target, content):
+                    writes.append(_Write(held, _everything(held.tensor), value))
                 continue
             if not claims.is_free(content):
                 # The source shares memory with the target: it must be read before that is written.
@@ -295,21 +304,19 @@ def _report(
     receiver: ModuleTensors,
     copies: Sequence[_Copy],
     method: str,
-    dry_run: bool,
     scales: Mapping[str, float],
     overwritten: Overwritten | None,
 ) -> TransferReport:
-    records = tuple(_records(copies, scales))
-    touched = {id(tensor) for copy in copies for tensor, _, _ in copy.target.stored}
+    touched = {id(copy.target.stored[0].tensor) for copy in copies}
     carriers = receiver.carriers()
-    total = sum(tensor.numel() for tensor in carriers.values())
+    records = tuple(_records(copies, scales))
     return TransferReport(
         alignment=alignment,
         method=method,
-        dry_run=dry_run,
+        dry_run=overwritten is None,
         tensors=records,
-        untouched=tuple(name for name, tensor in carriers.items() if id(tensor) not in touched),
-        coverage=min(1.0, sum(record.written for record in records) / max(1, total)),
+        untouched=tuple(carrier.name for carrier in carriers if carrier.identity not in touched),
+        coverage=sum(record.written for record in records) / sum(carrier.elements for carrier in carriers),
         _overwritten=overwritten,
     )
 

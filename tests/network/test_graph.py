@@ -183,3 +183,45 @@ def test_coupled_vit_blocks_are_blocks() -> None:
     sequence = standardize(build("timm:vit_tiny_patch16_224", meta=True), "graph")
     assert sum(element.is_block for element in sequence.elements) == 12
     assert math.prod(sequence.layers[0].shape) > 0
+
+
+def test_tracing_runs_no_hooks_and_moves_no_state() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.zeros(()))
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.steps += 1
+            return self.layer(x + torch.randn(4))
+
+    network, seen = Counting(), []
+    network.layer.register_forward_hook(lambda *args: seen.append(args))
+    network.register_forward_pre_hook(lambda *args: seen.append(args))
+    state = torch.random.get_rng_state()
+    standardize(network, "graph", torch.zeros(1, 4))
+    assert network.steps == 0
+    assert seen == []
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_frozen_norms_take_part() -> None:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    import pyassemble as pa
+
+    def build_frozen(seed: int) -> nn.Sequential:
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.Conv2d(4, 2, 1))
+        generator = torch.Generator().manual_seed(seed)
+        for buffer in network.buffers():
+            buffer.uniform_(0.5, 1.5, generator=generator)
+        return network.eval()
+
+    source, target = build_frozen(1), build_frozen(2)
+    images = torch.randn(2, 3, 8, 8)
+    # Blocks score no such layer: it stays, and the report says so.
+    assert pa.transfer(source, target).coverage < 1
+    assert pa.transfer(source, target, standardization="graph").coverage == 1.0
+    with torch.no_grad():
+        assert torch.equal(source(images), target(images))

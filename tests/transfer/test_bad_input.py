@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -320,3 +321,151 @@ def test_the_source_is_never_written() -> None:
         pa.transfer(source, network(2), method=method)
     assert same_state(source, before)
     assert same_state(kept, before)
+
+
+def settled(*sizes: int) -> nn.Sequential:
+    layers = [parametrizations.spectral_norm(nn.Linear(a, b)) for a, b in pairwise(sizes)]
+    return nn.Sequential(*layers)
+
+
+def test_a_power_iteration_settles_on_the_new_weight() -> None:
+    source, target = settled(16, 16, 4), settled(16, 16, 4)
+    for _ in range(50):
+        source.train()(torch.randn(2, 16))
+    before = snapshot(target)
+    images = torch.randn(8, 16)
+    report = pa.transfer(source.eval(), target.eval())
+    with torch.no_grad():
+        torch.testing.assert_close(target(images), source(images), rtol=1e-2, atol=1e-2)
+    report.undo()
+    assert same_state(target, before)
+
+
+def test_a_parametrization_that_cannot_take_the_weight() -> None:
+    target = nn.Sequential(nn.Linear(8, 8), parametrizations.orthogonal(nn.Linear(8, 8)))
+    refused(network_of_linears(8), target, TensorError, r"1\.weight of shape \(8, 8\) is parametrized by _Orthogonal")
+
+
+def network_of_linears(size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, size), nn.Linear(size, size))
+
+
+def test_a_stateful_parametrization_is_undone_with_its_state() -> None:
+    source, target = (parametrizations.orthogonal(nn.Linear(16, 16)) for _ in range(2))
+    before = snapshot(target)
+    report = pa.transfer(source, target)
+    torch.testing.assert_close(target.weight, source.weight, rtol=1e-4, atol=1e-5)
+    assert report.coverage == 1.0
+    report.undo()
+    assert same_state(target, before)
+
+
+def test_an_error_in_a_later_layer_leaves_earlier_parametrizations_alone() -> None:
+    target = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 8))
+    parametrize.register_parametrization(target[1], "weight", OneWay())
+    source = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 8))
+    refused(source, target, TensorError, r"1\.weight .*right_inverse")
+
+
+class Picky(nn.Module):
+    """A parametrization that refuses values once it is in place."""
+
+    picky = False
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.picky:
+            raise ValueError("not this one")
+        return weight
+
+
+def test_a_parametrization_that_refuses_the_value() -> None:
+    target = nn.Linear(2, 2)
+    parametrize.register_parametrization(target, "weight", Picky())
+    target.parametrizations.weight[0].picky = True
+    refused(nn.Linear(2, 2), target, TensorError, r"weight is parametrized by Picky, which refuses it \(not this one")
+
+
+def test_a_default_device_does_not_move_the_undo() -> None:
+    target = network()
+    before = snapshot(target)
+    for method in ("clip", "full"):
+        with torch.device("meta"):
+            report = pa.transfer(network_on_cpu(), target, method=method)
+        report.undo()
+        assert same_state(target, before)
+
+
+def network_on_cpu() -> nn.Sequential:
+    with torch.device("cpu"):
+        return network(1)
+
+
+@pytest.mark.parametrize("method", ["clip", "clip_norm", "full", "magnitude"])
+def test_every_method_names_what_it_cannot_read(method: str) -> None:
+    with torch.device("meta"):
+        hollow = nn.Linear(6, 2)
+    refused(hollow, nn.Linear(6, 2), TensorError, "source tensor weight .*meta", method=method)
+    refused({"weight": torch.eye(4).to_sparse()}, nn.Linear(4, 4), TensorError, "layout", method=method)
+    target = nn.Linear(4, 4)
+    target.weight = nn.Parameter(torch.eye(4).to_sparse(), requires_grad=False)
+    with pytest.raises(TensorError, match=r"target tensor weight .*layout"):
+        pa.transfer(nn.Linear(4, 4), target, method=method)
+
+
+def test_eight_bit_floats() -> None:
+    source = {"weight": torch.randn(4, 4).to(torch.float8_e4m3fn)}
+    target = nn.Linear(4, 4)
+    pa.transfer(source, target)
+    assert torch.equal(target.weight, source["weight"].float())
+
+
+def test_lazy_and_parametrized_state_dicts() -> None:
+    refused(nn.Sequential(nn.LazyLinear(2)).state_dict(), network(), UnsupportedNetworkError, r"'0\.weight' is lazy")
+    source = nn.Sequential(nn.Linear(6, 2), parametrizations.weight_norm(nn.Linear(6, 2)))
+    refused(source.state_dict(), network(), UnsupportedNetworkError, r"1\.parametrizations\.weight\.original0")
+
+
+@pytest.mark.parametrize("seed", ["a", None, 1.5])
+def test_seeds(seed: object) -> None:
+    refused(network(1), network(), UnknownOptionError, "seed .*integer.*Generator", seed=seed)
+
+
+def test_clip_norm_refuses_to_overflow() -> None:
+    source, target = nn.Linear(8, 4), nn.Linear(128, 64, dtype=torch.float16)
+    nn.init.constant_(source.weight, 30000.0)
+    nn.init.zeros_(target.weight)
+    refused(
+        source,
+        target,
+        TensorError,
+        r"weight of shape \(64, 128\) .*float16.* cannot be scaled by 4",
+        method="clip_norm",
+    )
+
+
+def test_integer_and_mask_buffers_stay_with_the_target() -> None:
+    class Masked(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(3, 4, 3)
+            self.register_buffer("index", torch.arange(9))
+            self.register_buffer("mask", torch.rand(4, 3, 3, 3))
+
+    source, target = Masked(), Masked()
+    mask = target.mask.clone()
+    report = pa.transfer(source, target)
+    assert torch.equal(target.weight, source.weight)
+    assert torch.equal(target.mask, mask)
+    assert report.coverage == 1.0
+
+
+def test_a_clip_norm_dry_run_knows_its_scales() -> None:
+    source, target = nn.Linear(6, 4), nn.Linear(12, 8)
+    before = snapshot(target)
+    planned = pa.transfer(source, target, method="clip_norm", dry_run=True)
+    assert same_state(target, before)
+    done = pa.transfer(source, target, method="clip_norm")
+    assert [record.scale for record in planned.tensors] == [record.scale for record in done.tensors]
+    assert done.tensors[0].scale != 1.0
