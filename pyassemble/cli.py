@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import warnings
 from contextlib import contextmanager
@@ -267,7 +268,7 @@ def transfer(
     from pyassemble.report import alignment_summary, transfer_json, transfer_summary, transfer_table
 
     source_spec, target_spec = _parse(source), _parse(target)
-    outputs = _Outputs.checked(json_to, picture)
+    outputs = _Outputs.checked(json_to, picture, out)
     _check_weights(source_spec, weights, pretrained, dry_run)
     if not dry_run:
         _check_out(out, force)
@@ -349,15 +350,23 @@ class _Outputs:
     pictures: tuple[Path, ...]
 
     @classmethod
-    def checked(cls, json_to: str | None, pictures: list[Path] | None) -> _Outputs:
-        """Takes the options, and refuses what could not be written before any work is done for it."""
+    def checked(cls, json_to: str | None, pictures: list[Path] | None, out: Path | None = None) -> _Outputs:
+        """Takes the options, and refuses what could not be written before any work is done for it.
+
+        ``out`` is not among the outputs; it is only compared with them, as no two may be one file.
+        """
+        from pyassemble.atomic import check_replaceable
         from pyassemble.report.picture import check_picture_path
 
         json_file = Path(json_to) if json_to not in (None, _STDOUT) else None
         for path in pictures or ():
             check_picture_path(path)
-        for path in (*(pictures or ()), *((json_file,) if json_file else ())):
-            _check_folder(path)
+        written = [("--picture", path) for path in pictures or ()]
+        if json_file is not None:
+            written.append(("--json", json_file))
+        _check_distinct([("--out", out), *written] if out is not None else written)
+        for _, path in written:
+            check_replaceable(path)
         return cls(json_file, json_to == _STDOUT, tuple(pictures or ()))
 
     def write(self, document: dict[str, Any], alignment: Alignment, source: str, target: str) -> None:
@@ -450,9 +459,14 @@ def _check_out(out: Path | None, force: bool) -> None:
         raise WeightsFileError(f"{out} exists; --force overwrites it")
 
 
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+def _check_distinct(written: list[tuple[str, Path]]) -> None:
+    """Of two outputs in one file only the later would be left."""
+    options: dict[str, str] = {}
+    for option, path in written:
+        file = os.path.realpath(path)
+        if file in options:
+            raise PyAssembleError(f"{options[file]} and {option} both name {path}; each output needs a file of its own")
+        options[file] = option
 
 
 def _save(out: Path, network: nn.Module, source: str, target: str, report: TransferReport) -> None:

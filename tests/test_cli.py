@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,6 +40,7 @@ def network(width, classes):
 def small(): return network(4, 2)
 def large(): return network(8, 2)
 def broken(): raise ValueError("no such width")
+def leaving(): raise SystemExit(3)
 def no_weights(): return nn.Sequential(nn.ReLU())
 def only_linear(): return nn.Sequential(nn.Linear(3, 3))
 """
@@ -213,6 +216,39 @@ class TestSimilarity:
         assert f"the folder {missing.parent} does not exist" in work.error(
             "similarity", work.spec("broken"), work.large, "--json", missing
         )
+        assert f"{work.folder} is a folder" in work.error(
+            "similarity", work.spec("broken"), work.large, "--json", work.folder
+        )
+
+    def test_json_through_a_link_and_to_a_device(self, work: Work) -> None:
+        file, link, null = (work.folder / name for name in ("a.json", "link.json", "null.json"))
+        link.symlink_to(file)
+        work.good("similarity", work.small, work.large, "--json", link)
+        assert link.is_symlink()
+        assert json.loads(file.read_text())["source"] == work.small
+        null.symlink_to(os.devnull)
+        work.good("similarity", work.small, work.large, "--json", null)
+        assert null.is_char_device()
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+    @pytest.mark.parametrize(("option", "start"), [("--json", b"{"), ("--picture", b"\x89PNG")])
+    def test_pipes(self, work: Work, option: str, start: bytes) -> None:
+        pipe = work.folder / "pipe.png"
+        os.mkfifo(pipe)
+        with ThreadPoolExecutor() as threads:
+            received = threads.submit(pipe.read_bytes)
+            work.good("similarity", work.small, work.large, option, pipe)
+            assert received.result(timeout=60).startswith(start)
+        assert pipe.is_fifo()
+
+    def test_two_outputs_in_one_file(self, work: Work) -> None:
+        picture, other = work.folder / "a.png", work.folder / "b.png"
+        other.symlink_to(picture)
+        for arguments, words in [
+            (("--picture", picture, "--json", picture), "--picture and --json both name"),
+            (("--picture", picture, "--picture", other), "--picture and --picture both name"),
+        ]:
+            assert words in work.error("similarity", work.spec("broken"), work.large, *arguments)
 
 
 class TestTransfer:
@@ -295,6 +331,41 @@ class TestTransfer:
         work.good(*arguments, "--force")
         assert "0.weight" in load_file(work.out)
 
+    def test_two_outputs_in_one_file(self, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(work.folder)
+        picture = work.folder / "a.svg"
+        other = os.path.join(work.folder, "..", work.folder.name, work.out.name)
+        for arguments, words in [
+            (("--out", work.out, "--json", work.out), f"--out and --json both name {work.out}"),
+            (("--out", work.out, "--json", other), "--out and --json both name"),
+            (("--out", work.out.name, "--json", work.out), "--out and --json both name"),
+            (("--out", work.out, "--json", picture, "--picture", "a.svg"), "--picture and --json both name"),
+        ]:
+            assert words in work.error("transfer", work.spec("broken"), work.large, "--pretrained", *arguments)
+        picture.symlink_to(work.out)
+        arguments = ("--out", work.out, "--picture", picture)
+        assert "--out and --picture both" in work.error("transfer", work.small, work.large, "--pretrained", *arguments)
+        assert not work.out.exists()
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc refuses new files even to root")
+    @pytest.mark.parametrize("option", ["--json", "--picture"])
+    def test_unwritable_outputs_are_found_first(self, work: Work, option: str) -> None:
+        arguments = ("--pretrained", "--out", work.out, option, "/proc/a.png")
+        assert "/proc/a.png cannot be written: " in work.error("transfer", work.spec("broken"), work.large, *arguments)
+        arguments = ("--pretrained", "--out", "/proc/a.safetensors")
+        assert "a.safetensors cannot be written: " in work.error(
+            "transfer", work.spec("broken"), work.large, *arguments
+        )
+
+    def test_a_factory_that_exits(self, work: Work) -> None:
+        assert "leaving() in " in work.error("transfer", work.spec("leaving"), work.large, "--dry-run")
+
+    def test_modes(self, work: Work) -> None:
+        files = [work.out, work.folder / "a.json", work.folder / "a.png"]
+        work.transfer("--out", files[0], "--json", files[1], "--picture", files[2])
+        (work.folder / "ordinary").write_text("")
+        assert {file.stat().st_mode for file in files} == {(work.folder / "ordinary").stat().st_mode}
+
     def test_errors(self, work: Work) -> None:
         save_file({"0.weight": torch.ones(1)}, work.folder / "other.safetensors")
         (work.folder / "cut.safetensors").write_bytes(work.weights.read_bytes()[:100])
@@ -306,7 +377,7 @@ class TestTransfer:
             ((work.weights, work.large, *out, "--pretrained"), "is itself the source's weights"),
             ((*pair, *out, "--weights", work.folder / "none.pt"), "none.pt: no such file"),
             ((*pair, *out, "--weights", work.folder / "cut.safetensors"), "cut.safetensors: truncated"),
-            ((*pair, *out, "--weights", work.folder / "other.safetensors"), "'0.bias' (4,) (and 7 more) missing"),
+            ((*pair, *out, "--weights", work.folder / "other.safetensors"), "'0.bias' (4,) (and 6 more) missing"),
             ((*pair, "--weights", work.weights, "--out", work.folder / "out.pt"), "are written to .safetensors"),
             ((*pair, "--weights", work.weights, "--out", work.folder / "no" / "o.safetensors"), "no does not exist"),
             ((work.weights, work.spec("broken"), *out), "ValueError: no such width"),

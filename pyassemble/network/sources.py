@@ -239,7 +239,7 @@ def _import_file(spec: NetworkSpec, file: Path) -> ModuleType:
     sys.modules[module_spec.name] = module
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_spec.name]
         raise NetworkSpecError(f"network {spec.text!r}: importing {file} failed: {_one_line(error)}") from error
     return module
@@ -260,7 +260,7 @@ def _call(spec: NetworkSpec, builder: str, build: Callable[[], object]) -> nn.Mo
     """Runs foreign code that builds a network; whatever it raises becomes one error that says what was being built."""
     try:
         network = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script's sys.exit() must not end the program that calls it
         raise NetworkSpecError(f"network {spec.text!r}: {builder} failed: {_one_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise NetworkSpecError(

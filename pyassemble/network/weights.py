@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from pyassemble.atomic import replacing
+from pyassemble.atomic import check_replaceable, replacing
 from pyassemble.errors import TensorError, WeightsFileError
 
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -25,6 +26,7 @@ CHECKPOINT_ENTRIES = ("state_dict", "model")
 # The format's own limit: a larger length is a foreign or damaged file, and must not be allocated.
 MAX_HEADER_BYTES = 100_000_000
 
+_COUNTER = "num_batches_tracked"
 _LENGTH_BYTES = 8
 _METADATA_ENTRY = "__metadata__"
 _DTYPES = {
@@ -45,6 +47,7 @@ _DTYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class TensorHeader(NamedTuple):
@@ -103,6 +106,9 @@ def read_header(path: str | Path) -> dict[str, TensorHeader]:
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Loads a weights file into a network, strictly: the same names, the same shapes.
 
+    Only the batch counters of normalizations may be missing, as they are from files older than the counters; the
+    network then keeps its own.
+
     Args:
         network: The network to load into; untouched when the file does not fit.
         path: A file that :func:`read_weights` reads.
@@ -113,6 +119,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     path = Path(path)
     tensors = read_weights(path)
     expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    tensors |= {name: expected[name] for name in _counters(network) if name in expected and name not in tensors}
     _check_fit(path, tensors, expected)
     try:
         network.load_state_dict(tensors, strict=True)
@@ -133,7 +140,7 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         metadata: Text entries for the file's header.
 
     Raises:
-        WeightsFileError: Another suffix, or the folder does not exist.
+        WeightsFileError: Another suffix, or the file cannot be written where it should go.
         TensorError: A tensor has no values to write, or not in a form the format knows.
     """
     from safetensors.torch import save_file
@@ -149,14 +156,14 @@ def check_writable(path: Path) -> None:
     """Refuses a path that :func:`write_weights` could not write, before any work is done for it.
 
     Raises:
-        WeightsFileError: Another suffix, a folder, or in a folder that does not exist.
+        WeightsFileError: Another suffix, a folder, in a folder that does not exist, or without the right to write it.
     """
     if path.suffix != SAFETENSORS_SUFFIX:
         raise WeightsFileError(f"{path}: weights are written to {SAFETENSORS_SUFFIX} files")
-    if not path.parent.is_dir():
-        raise WeightsFileError(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise WeightsFileError(f"{path} is a folder; a file name was expected")
+    try:
+        check_replaceable(path)
+    except OSError as error:
+        raise WeightsFileError(str(error)) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -275,6 +282,19 @@ def _check_spans(path: Path, spans: list[tuple[int, int, str]], data_bytes: int)
         position = stop
     if position != data_bytes:
         raise WeightsFileError(f"{path}: {data_bytes - position} bytes belong to no tensor of its header")
+
+
+def _counters(network: nn.Module) -> list[str]:
+    """The names under which normalizations count the batches they have seen."""
+    return [
+        f"{name}.{_COUNTER}" if name else _COUNTER
+        for name, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, _NormBase) and _is_count(getattr(module, _COUNTER, None))
+    ]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _INTEGERS
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from pyassemble.network.sources import NetworkSpec, SpecKind, load_network
 
 FACTORY = """
 from __future__ import annotations
+import sys
 from dataclasses import dataclass
 import torch
 from torch import nn
@@ -34,6 +35,9 @@ def needs_numbers():
 
 def failing():
     raise ValueError("no such width\\nand more lines")
+
+def leaving():
+    sys.exit(3)
 
 def wrong():
     return [1, 2]
@@ -218,6 +222,7 @@ class TestFactory:
         ("factory", "words"),
         [
             ("failing", r"failing\(\) in .*model\.py failed: ValueError: no such width$"),
+            ("leaving", r"network '.*model\.py:leaving': leaving\(\) in .*model\.py failed: SystemExit: 3$"),
             ("wrong", r"wrong\(\) in .*model\.py returned a list; a torch\.nn\.Module was expected"),
             ("takes_arguments", "failed: TypeError: .*missing 1 required positional argument: 'width'"),
             ("constant", "'constant' in .*model.py is a int; a function was expected"),
@@ -229,9 +234,13 @@ class TestFactory:
             load_network(f"{factory_file}:{factory}")
 
     def test_file_that_cannot_be_imported(self, factory_file: Path) -> None:
-        for text, words in [("import torch_no", "ModuleNotFoundError: No module named 'torch_no'"), ("def", "Syntax")]:
+        for text, words in [
+            ("import torch_no", "ModuleNotFoundError: No module named 'torch_no'"),
+            ("def", "Syntax"),
+            ("raise SystemExit(3)", "SystemExit: 3"),
+        ]:
             factory_file.write_text(text)
-            with pytest.raises(NetworkSpecError, match=rf"importing .*model\.py failed: {words}"):
+            with pytest.raises(NetworkSpecError, match=rf"model\.py:build': importing .*model\.py failed: {words}"):
                 load_network(f"{factory_file}:build")
 
 
@@ -242,7 +251,7 @@ class TestWeights:
         loaded = load_network(f"{factory_file}:build", weights=tmp_path / "w.pth")
         assert torch.equal(loaded[0].weight, network[0].weight)  # type: ignore[index]
         torch.save({"0.weight": torch.ones(1)}, tmp_path / "w.pth")
-        with pytest.raises(WeightsFileError, match=r"not fit the network: '0\.bias' \(4,\) \(and 5 more\) missing"):
+        with pytest.raises(WeightsFileError, match=r"not fit the network: '0\.bias' \(4,\) \(and 4 more\) missing"):
             load_network(f"{factory_file}:build", weights=tmp_path / "w.pth")
 
     def test_not_a_network(self) -> None:

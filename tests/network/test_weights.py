@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -180,6 +183,37 @@ class TestLoading:
             load_weights(network, tmp_path / "w.safetensors")
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+    def test_batch_counters_may_be_missing(self, tmp_path: Path, suffix: str) -> None:
+        network = nn.ModuleDict({"a": small_network(), "bare": nn.BatchNorm1d(2, track_running_stats=False)})
+        network["shared"] = network["a"][1]  # type: ignore[index]
+        state = {name: value + 1 for name, value in network.state_dict().items() if "num_batches" not in name}
+        network["a"][1].num_batches_tracked.fill_(7)  # type: ignore[index]
+        path = tmp_path / f"w{suffix}"
+        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+        load_weights(network, path)
+        loaded = network.state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in state.items())
+        assert loaded["a.1.num_batches_tracked"] == loaded["shared.num_batches_tracked"] == 7
+        bare = nn.BatchNorm2d(4)
+        save_file({name: value for name, value in bare.state_dict().items() if value.dim()}, tmp_path / "b.safetensors")
+        load_weights(bare, tmp_path / "b.safetensors")
+
+    def test_other_counters_may_not_be_missing(self, tmp_path: Path) -> None:
+        class Counting(nn.Linear):
+            def __init__(self) -> None:
+                super().__init__(2, 2)
+                self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+        fractional = nn.BatchNorm1d(2)
+        fractional.num_batches_tracked = torch.tensor(0.5)
+        for network in (Counting(), fractional):
+            state = network.state_dict()
+            del state["num_batches_tracked"]
+            save_file(state, tmp_path / "w.safetensors")
+            with pytest.raises(WeightsFileError, match=r"'num_batches_tracked' \(\) missing"):
+                load_weights(network, tmp_path / "w.safetensors")
+
 
 class TestWriting:
     def test_round_trip_with_metadata(self, tmp_path: Path) -> None:
@@ -248,3 +282,48 @@ class TestWriting:
         (tmp_path / "folder.safetensors").mkdir()
         with pytest.raises(WeightsFileError, match="is a folder"):
             write_weights(tmp_path / "folder.safetensors", {"w": torch.ones(1)})
+
+    @pytest.mark.skipif(os.name != "posix", reason="modes are a POSIX matter")
+    def test_modes(self, tmp_path: Path) -> None:
+        path = tmp_path / "w.safetensors"
+        before = os.umask(0o027)
+        try:
+            write_weights(path, {"w": torch.ones(1)})
+            assert stat.S_IMODE(path.stat().st_mode) == 0o640
+            path.chmod(0o604)
+            write_weights(path, {"w": torch.zeros(1)})
+            assert stat.S_IMODE(path.stat().st_mode) == 0o604
+        finally:
+            os.umask(before)
+
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_a_link_is_followed(self, tmp_path: Path, exists: bool) -> None:
+        (tmp_path / "store").mkdir()
+        file, link = tmp_path / "store" / "w.safetensors", tmp_path / "link.safetensors"
+        if exists:
+            file.write_bytes(b"old")
+        link.symlink_to("store/w.safetensors")
+        write_weights(link, {"w": torch.ones(1)})
+        assert link.is_symlink()
+        assert torch.equal(read_weights(file)["w"], torch.ones(1))
+        assert [entry.name for entry in file.parent.iterdir()] == [file.name]
+
+    def test_a_link_that_leads_nowhere(self, tmp_path: Path) -> None:
+        link, circle = tmp_path / "link.safetensors", tmp_path / "circle.safetensors"
+        link.symlink_to("none/w.safetensors")
+        circle.symlink_to(circle.name)
+        for path, words in [(link, "none does not exist"), (circle, "cannot be written: ")]:
+            with pytest.raises(WeightsFileError, match=words):
+                write_weights(path, {"w": torch.ones(1)})
+            assert path.is_symlink()
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+    def test_a_pipe_stays_one(self, tmp_path: Path) -> None:
+        pipe, copy = tmp_path / "pipe.safetensors", tmp_path / "copy.safetensors"
+        os.mkfifo(pipe)
+        with ThreadPoolExecutor() as threads:
+            received = threads.submit(pipe.read_bytes)
+            write_weights(pipe, {"w": torch.ones(1)})
+            copy.write_bytes(received.result(timeout=60))
+        assert pipe.is_fifo()
+        assert torch.equal(read_weights(copy)["w"], torch.ones(1))
