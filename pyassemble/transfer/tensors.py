@@ -126,11 +126,11 @@ class ModuleTensors(Tensors):
         carriers: list[Carrier] = []
         seen: set[int] = set()
         for path, module in self._modules.items():
-            if isinstance(module, parametrize.ParametrizationList):
+            parameters, buffers = module._parameters, module._buffers
+            if not (parameters or buffers or module._modules) or isinstance(module, parametrize.ParametrizationList):
                 continue
             prefix = f"{path}." if path else ""
-            held = {**module._parameters, **_statistics(module)} if module._buffers else module._parameters
-            for name, tensor in held.items():
+            for name, tensor in ({**parameters, **_statistics(module)} if buffers else parameters).items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     carriers.append(Carrier(prefix + name, tensor.numel(), id(tensor)))

@@ -219,7 +219,7 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
         return -id(tensor), -id(tensor) + 1
     start = tensor.data_ptr()
     if tensor.is_contiguous():
-        return start, start + tensor.numel() * tensor.element_size()
+        return start, start + tensor.nbytes
     span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + span * tensor.element_size()
 
