@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pyassemble.network.layers import Element, Layer, LayerSequence
-from pyassemble.network.modules import children, refuse, traits, unwrap, weight_shape
+from pyassemble.network.modules import Traits, children, refuse, traits, unwrap, weight_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,36 +53,41 @@ def standardize_blocks(network: nn.Module) -> LayerSequence:
     """
     network = unwrap(network)
     leaves = Leaves()
-    is_leaf = traits(type(network)).base is not None or not children(network)
-    tree: Tree = _leaf(network, "", leaves) if is_leaf else _child_trees(network, "", leaves)
+    known = traits(type(network))
+    is_leaf = known.base is not None or not children(network)
+    tree: Tree = _leaf(network, "", known, leaves) if is_leaf else _child_trees(network, "", leaves)
     return LayerSequence(tuple(leaves.layers), tuple(group(tree, leaves.counts)))
 
 
 def _child_trees(module: nn.Module, prefix: str, leaves: Leaves) -> list[Tree]:
     trees: list[Tree] = []
     for name, child in children(module):
+        known = traits(type(child))
         # Three of four modules are leaves: they are told apart here, before a call is made for them.
-        if child._modules and traits(type(child)).base is None:
-            if traits(type(child)).refusal:
+        if known.base is None and child._modules:
+            if known.refusal:
                 refuse(child, prefix + name)
             inside = _child_trees(child, f"{prefix}{name}.", leaves)
             if inside:
                 trees.append(inside)
                 continue
-        trees.append(_leaf(child, prefix + name, leaves))
+        trees.append(_leaf(child, prefix + name, known, leaves))
     return trees
 
 
-def _leaf(module: nn.Module, name: str, leaves: Leaves) -> int:
-    base, counts, refusal = traits(type(module))
+def _leaf(module: nn.Module, name: str, known: Traits, leaves: Leaves) -> int:
+    base, counts, refusal = known
     if refusal:
         refuse(module, name)
     name = leaves.names.setdefault(module, name)
     if base is None:
-        return leaves.add(Layer(name, None, ()), counts)
-    shape = weight_shape(module)
-    # A weight without elements is none: its score would be 0 / 0.
-    return leaves.add(Layer(name, None, ()) if shape is None or 0 in shape else Layer(name, base, shape), counts)
+        leaves.layers.append(Layer(name, None, ()))
+    else:
+        shape = weight_shape(module)
+        # A weight without elements is none: its score would be 0 / 0.
+        leaves.layers.append(Layer(name, None, ()) if shape is None or 0 in shape else Layer(name, base, shape))
+    leaves.counts.append(counts)
+    return len(leaves.counts) - 1
 
 
 def group(tree: Tree, counts: Sequence[bool], *, flatten_ties: bool = False) -> list[Element]:

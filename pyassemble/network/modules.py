@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from pyassemble.errors import UnsupportedNetworkError
+
+if TYPE_CHECKING:
+    from collections.abc import ItemsView, Iterable
 
 #: Layers that carry a weight matrix or kernel; DPIAT counts them to decide what is a block.
 WEIGHT_LAYERS: tuple[type[nn.Module], ...] = (
@@ -79,15 +82,13 @@ def refuse(module: nn.Module, name: str) -> NoReturn:
     raise UnsupportedNetworkError(f"module {name!r} ({kind.__module__}.{kind.__qualname__}) {traits(kind).refusal}")
 
 
-def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """``module.named_children()`` as a list: each child once, under its first name.
-
-    Measured on tf_efficientnet_b7's 2 000 modules: 0.4 of the time that torch's generator takes.
-    """
-    found = [(name, child) for name, child in module._modules.items() if child is not None]
-    if len(found) > 1 and len({id(child) for _, child in found}) < len(found):
+def children(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """``module.named_children()``, each child once under its first name, without a generator's cost per child."""
+    held = module._modules
+    values = held.values()
+    if None in values or len(set(map(id, values))) < len(held):
         return list(module.named_children())
-    return found
+    return cast("ItemsView[str, nn.Module]", held.items())
 
 
 def modules_by_name(network: nn.Module) -> dict[str, nn.Module]:
