@@ -14,7 +14,7 @@ from pyassemble.errors import NumbaFallbackWarning, UnknownOptionError
 from pyassemble.network import backend as backends
 from pyassemble.network.layers import Element, Layer, LayerSequence
 
-NETWORK = LayerSequence(
+NETWORK = LayerSequence.of(
     (
         Layer("stem", "Conv2d", (8, 3, 3, 3)),
         Layer("act", None, ()),
@@ -85,7 +85,7 @@ def test_a_forced_native_does_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_empty_network() -> None:
-    sequence = backends.sequence(LayerSequence((), ()))
+    sequence = backends.sequence(LayerSequence.of((), ()))
     assert backends.backend().align(sequence, backends.sequence(NETWORK))[0] == 0.0
 
 
@@ -94,7 +94,7 @@ def test_numba_is_not_imported_before_use() -> None:
 import sys
 from pyassemble.network import backend
 from pyassemble.network.layers import LayerSequence
-backend.sequence(LayerSequence((), ()))
+backend.sequence(LayerSequence.of((), ()))
 assert "numba" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

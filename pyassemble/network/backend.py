@@ -133,14 +133,13 @@ def sequence(layer_sequence: LayerSequence) -> Sequence:
 
 
 def _build(layer_sequence: LayerSequence, module: Backend) -> Sequence:
-    layers, elements = layer_sequence.layers, layer_sequence.elements
-    _, kind_names, shapes = zip(*layers, strict=True) if layers else ((), (), ())
+    kind_names, shapes, elements = layer_sequence.kinds, layer_sequence.shapes, layer_sequence.elements
     ids = {kind: -1 if kind is None else _kind_id(kind) for kind in set(kind_names)}
-    kinds = np.fromiter(map(ids.__getitem__, kind_names), np.int32, len(layers))
-    ranks = np.fromiter(map(len, shapes), np.int64, len(layers))
+    kinds = np.fromiter(map(ids.__getitem__, kind_names), np.int32, len(shapes))
+    ranks = np.fromiter(map(len, shapes), np.int64, len(shapes))
     sizes = np.fromiter(chain.from_iterable(shapes), np.int64)
     if not sizes.all():  # an empty tensor has nothing to give or take
-        kinds[np.repeat(np.arange(len(layers)), ranks)[sizes == 0]] = -1
+        kinds[np.repeat(np.arange(len(shapes)), ranks)[sizes == 0]] = -1
     return module.Sequence(
         kinds,
         np.concatenate((_ZERO, np.cumsum(ranks))),

@@ -23,23 +23,33 @@ Tree = int | list["Tree"]
 
 @dataclass
 class Leaves:
-    """The leaves of a module tree from left to right.
+    """The leaves of a module tree from left to right, as columns.
 
     Attributes:
-        layers: What each leaf is to alignment.
-        counts: Whether each counts as a convolution or linear layer.
-        names: First name of every module met.
+        names: Name of each leaf.
+        kinds: What it may be paired with; None where it carries no weight.
+        shapes: Shape of its weight.
+        counts: Whether it counts as a convolution or linear layer.
+        first_names: First name of every module met.
     """
 
-    layers: list[Layer] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    kinds: list[str | None] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
     counts: list[bool] = field(default_factory=list)
-    names: dict[nn.Module, str] = field(default_factory=dict)
+    first_names: dict[nn.Module, str] = field(default_factory=dict)
 
     def add(self, layer: Layer, counts: bool) -> int:
         """Index of a new leaf."""
-        self.layers.append(layer)
+        self.names.append(layer.name)
+        self.kinds.append(layer.kind)
+        self.shapes.append(layer.shape)
         self.counts.append(counts)
-        return len(self.layers) - 1
+        return len(self.counts) - 1
+
+    def layers(self) -> list[Layer]:
+        """The leaves one by one."""
+        return list(map(Layer, self.names, self.kinds, self.shapes))
 
 
 def standardize_blocks(network: nn.Module) -> LayerSequence:
@@ -56,7 +66,8 @@ def standardize_blocks(network: nn.Module) -> LayerSequence:
     known = traits(type(network))
     is_leaf = known.base is not None or not children(network)
     tree: Tree = _leaf(network, "", known, leaves) if is_leaf else _child_trees(network, "", leaves)
-    return LayerSequence(tuple(leaves.layers), tuple(group(tree, leaves.counts)))
+    elements = group(tree, leaves.counts)
+    return LayerSequence(tuple(leaves.names), tuple(leaves.kinds), tuple(leaves.shapes), tuple(elements))
 
 
 def _child_trees(module: nn.Module, prefix: str, leaves: Leaves) -> list[Tree]:
@@ -79,13 +90,13 @@ def _leaf(module: nn.Module, name: str, known: Traits, leaves: Leaves) -> int:
     base, counts, refusal = known
     if refusal:
         refuse(module, name)
-    name = leaves.names.setdefault(module, name)
-    if base is None:
-        leaves.layers.append(Layer(name, None, ()))
-    else:
-        shape = weight_shape(module)
-        # A weight without elements is none: its score would be 0 / 0.
-        leaves.layers.append(Layer(name, None, ()) if shape is None or 0 in shape else Layer(name, base, shape))
+    shape = None if base is None else weight_shape(module)
+    # A weight without elements is none: its score would be 0 / 0.
+    if shape is None or 0 in shape:
+        base, shape = None, ()
+    leaves.names.append(leaves.first_names.setdefault(module, name))
+    leaves.kinds.append(base)
+    leaves.shapes.append(shape)
     leaves.counts.append(counts)
     return len(leaves.counts) - 1
 

@@ -46,18 +46,18 @@ def standardize_graph(network: nn.Module, example_input: Any = None) -> LayerSeq
     network = unwrap(network)
     leaves = Leaves()
     elements = group(_module_tree(network, "", leaves), leaves.counts)
-    weighted = any(layer.kind is not None for layer in leaves.layers)
-    return _in_order(leaves.layers, elements, use_order(network, example_input) if weighted else {})
+    weighted = any(kind is not None for kind in leaves.kinds)
+    return _in_order(leaves.layers(), elements, use_order(network, example_input) if weighted else {})
 
 
 def _module_tree(module: nn.Module, name: str, leaves: Leaves) -> Tree:
     if traits(type(module)).refusal:
         refuse(module, name)
     prefix = f"{name}." if name else ""
-    if module in leaves.names:
+    if module in leaves.first_names:
         # A module used twice holds its tensors once.
-        return leaves.add(Layer(leaves.names[module], None, ()), False)
-    leaves.names[module] = name
+        return leaves.add(Layer(leaves.first_names[module], None, ()), False)
+    leaves.first_names[module] = name
 
     own: list[Tree] = [
         leaves.add(Layer(name if role == "weight" else prefix + role, _kind(module, role), shape), counts)
@@ -157,4 +157,4 @@ def _in_order(layers: list[Layer], elements: list[Element], order: dict[str, int
     for _, members, is_block in groups:
         tops.append(Element(len(ordered), len(ordered) + len(members), is_block))
         ordered.extend(layers[i] for i in members)
-    return LayerSequence(tuple(ordered), tuple(tops))
+    return LayerSequence.of(ordered, tops)

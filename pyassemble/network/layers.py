@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Layer(NamedTuple):
@@ -33,22 +36,40 @@ class Element(NamedTuple):
 class LayerSequence:
     """What alignment sees of a network: its layers in order, and which of them form a block.
 
+    The layers are held as columns: a network is aligned far more often than its layers are looked at one by one.
+
     Attributes:
-        layers: All layers, flattened, in order.
-        elements: The top level, covering ``layers`` without gaps.
+        names: Name of each layer, as in :class:`Layer`.
+        kinds: Kind of each.
+        shapes: Shape of each.
+        elements: The top level, covering the layers without gaps.
         approximate: Whether names and shapes were all that was known of the network (SPEC 1.7).
     """
 
-    layers: tuple[Layer, ...]
+    names: tuple[str, ...]
+    kinds: tuple[str | None, ...]
+    shapes: tuple[tuple[int, ...], ...]
     elements: tuple[Element, ...]
     approximate: bool = False
+
+    @classmethod
+    def of(cls, layers: Iterable[Layer], elements: Iterable[Element], *, approximate: bool = False) -> LayerSequence:
+        """A sequence from its layers."""
+        rows = tuple(layers)
+        names, kinds, shapes = zip(*rows, strict=True) if rows else ((), (), ())
+        return cls(names, kinds, shapes, tuple(elements), approximate)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers, flattened, in order."""
+        return tuple(map(Layer, self.names, self.kinds, self.shapes))
 
     @cached_property
     def scored(self) -> int:
         """Number of layers that carry a weight: the network's alignment score with itself."""
-        return sum(layer.kind is not None for layer in self.layers)
+        return len(self.kinds) - self.kinds.count(None)
 
     def flat(self) -> LayerSequence:
         """The same layers without blocks."""
-        elements = tuple(Element(i, i + 1, False) for i in range(len(self.layers)))
-        return LayerSequence(self.layers, elements, self.approximate)
+        elements = tuple(Element(i, i + 1, False) for i in range(len(self.names)))
+        return LayerSequence(self.names, self.kinds, self.shapes, elements, self.approximate)

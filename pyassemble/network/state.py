@@ -61,7 +61,7 @@ def standardize_state(shapes: Shapes, standardization: str, *, in_order: bool) -
     )
     tree = reader.tree(root, "")
     elements = group(tree, reader.leaves.counts, flatten_ties=True)
-    return LayerSequence(tuple(reader.leaves.layers), tuple(_without_lone_blocks(elements)), approximate=True)
+    return LayerSequence.of(reader.leaves.layers(), _without_lone_blocks(elements), approximate=True)
 
 
 def _without_lone_blocks(elements: Iterable[Element]) -> Iterable[Element]:

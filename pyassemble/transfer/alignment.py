@@ -40,7 +40,7 @@ class Alignment:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """(source layer name, target layer name) of every pair, in target order."""
-        return [(self.source.layers[s].name, self.target.layers[t].name) for s, t in self.indices]
+        return [(self.source.names[s], self.target.names[t]) for s, t in self.indices]
 
     @property
     def approximate(self) -> bool:

@@ -148,7 +148,7 @@ def _block_value(scores: NDArray[np.float64]) -> tuple[float, Pairs]:
 def _part(network: LayerSequence, element: Element) -> LayerSequence:
     """A block's layers as a sequence of their own."""
     layers = network.layers[element.start : element.stop]
-    return LayerSequence(layers, tuple(Element(i, i + 1, False) for i in range(len(layers))))
+    return LayerSequence.of(layers, (Element(i, i + 1, False) for i in range(len(layers))))
 
 
 def _anonymous(network: LayerSequence, element: Element) -> tuple[Layer, ...]:

@@ -14,7 +14,7 @@ def sequence(*runs: tuple[str, ...]) -> LayerSequence:
     for run in runs:
         elements.append(Element(len(layers), len(layers) + len(run), len(run) > 1))
         layers += [Layer(name, "Linear", (1, 1)) for name in run]
-    return LayerSequence(tuple(layers), tuple(elements))
+    return LayerSequence.of(tuple(layers), tuple(elements))
 
 
 def test_prefix_of_whole_parts() -> None:

@@ -135,7 +135,7 @@ def test_colours() -> None:
 
 def test_weightless_layers_are_not_drawn(tmp_path: Path) -> None:
     layers = (Layer("conv", "Conv2d", (2, 2, 1, 1)), Layer("act", None, ()))
-    network = LayerSequence(layers, ()).flat()
+    network = LayerSequence.of(layers, ()).flat()
     texts = svg_texts(drawn(Alignment(network, network, ((0, 0),), 1.0), tmp_path / "a.svg"))
     assert "conv" in texts
     assert "act" not in texts

@@ -81,7 +81,7 @@ def sequence_of(shapes: list[int], blocks: list[tuple[int, int]] = ()) -> LayerS
         stop = next((b for a, b in blocks if a == i), i + 1)
         elements.append(Element(i, stop, stop - i > 1))
         i = stop
-    return LayerSequence(layers, tuple(elements))
+    return LayerSequence.of(layers, tuple(elements))
 
 
 def brute_force(weights: np.ndarray) -> float:
