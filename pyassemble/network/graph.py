@@ -17,17 +17,8 @@ from torch.nn.utils import parametrize
 from pyassemble.errors import UnsupportedNetworkError
 from pyassemble.network.blocks import Leaves, Tree, group
 from pyassemble.network.layers import Element, Layer, LayerSequence
-from pyassemble.network.modules import computed, refuse, traits, unwrap
+from pyassemble.network.modules import CONVOLUTIONS, computed, refuse, traits, unwrap
 from pyassemble.network.trace import use_order
-
-_CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 
 
 def standardize_graph(network: nn.Module, example_input: Any = None) -> LayerSequence:
@@ -122,7 +113,7 @@ def _kind(module: nn.Module, role: str) -> str:
     if isinstance(module, nn.MultiheadAttention) and role.endswith("proj_weight"):
         # The stacked projections of q, k and v are the weight of one linear layer.
         return "Linear.weight"
-    if isinstance(module, _CONVOLUTIONS) and role == "weight" and module.groups > 1:
+    if isinstance(module, CONVOLUTIONS) and role == "weight" and module.groups > 1:
         role = "depthwise" if module.groups == module.in_channels else "grouped"
     return f"{_torch_base(type(module))}.{role}"
 

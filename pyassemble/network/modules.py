@@ -14,16 +14,17 @@ from pyassemble.errors import UnsupportedNetworkError
 if TYPE_CHECKING:
     from collections.abc import ItemsView, Iterable
 
-#: Layers that carry a weight matrix or kernel; DPIAT counts them to decide what is a block.
-WEIGHT_LAYERS: tuple[type[nn.Module], ...] = (
+CONVOLUTIONS = (
     nn.Conv1d,
     nn.Conv2d,
     nn.Conv3d,
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
-    nn.Linear,
 )
+
+#: Layers that carry a weight matrix or kernel; DPIAT counts them to decide what is a block.
+WEIGHT_LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear)
 
 #: Layers that DPIAT scores, its section on standardization.
 SCORED_LAYERS: tuple[type[nn.Module], ...] = (*WEIGHT_LAYERS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

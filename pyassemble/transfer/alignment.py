@@ -12,6 +12,7 @@ from pyassemble.errors import EmptyNetworkError, UnknownOptionError
 from pyassemble.network.backend import backend, sequence
 from pyassemble.network.standardize import NetworkLike, standardize
 from pyassemble.transfer.matching import MATCHINGS, layer_score, match
+from pyassemble.transfer.text import sizes, table
 
 if TYPE_CHECKING:
     from pyassemble.network.layers import LayerSequence
@@ -56,23 +57,17 @@ class Alignment:
         return len(self.indices)
 
     def __str__(self) -> str:
-        rows = [("source", "shape", "target", "shape", "score")]
+        rows = []
         for s, t in self.indices:
             a, b = self.source.layers[s], self.target.layers[t]
-            rows.append((a.name, _sizes(a.shape), b.name, _sizes(b.shape), f"{layer_score(a, b):.3f}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        lines.append(
+            rows.append((a.name, sizes(a.shape), b.name, sizes(b.shape), f"{layer_score(a, b):.3f}"))
+        return table(
+            ("source", "shape", "target", "shape", "score"),
+            rows,
             f"{len(self)} pairs: {len({t for _, t in self.indices})} of {self.target.scored} target layers served by "
             f"{len({s for s, _ in self.indices})} of {self.source.scored} source layers; "
-            f"score {self.score:.4f}, directed {self.directed:.4f}{' (approximate)' if self.approximate else ''}"
+            f"score {self.score:.4f}, directed {self.directed:.4f}{' (approximate)' if self.approximate else ''}",
         )
-        return "\n".join(lines)
-
-
-def _sizes(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
 
 
 def align(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from pyassemble.transfer.text import sizes, table
+
 if TYPE_CHECKING:
     from pyassemble.transfer.alignment import Alignment
     from pyassemble.transfer.methods import Region
@@ -73,17 +75,20 @@ class TransferReport:
             object.__setattr__(self, "_overwritten", None)
 
     def __str__(self) -> str:
-        rows = [("target", "shape", "source", "shape", "covered")]
-        for record in self.tensors:
-            shapes = ("×".join(map(str, shape)) or "scalar" for shape in (record.target_shape, record.source_shape))
-            to, of = shapes
-            rows.append((record.target, to, record.source, of, f"{record.covered:.0%}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        lines.append(
+        rows = [
+            (
+                record.target,
+                sizes(record.target_shape),
+                record.source,
+                sizes(record.source_shape),
+                f"{record.covered:.0%}",
+            )
+            for record in self.tensors
+        ]
+        return table(
+            ("target", "shape", "source", "shape", "covered"),
+            rows,
             f"{len(self.tensors)} tensors {'would be ' if self.dry_run else ''}written, "
             f"{len(self.untouched)} untouched; "
-            f"{self.coverage:.1%} of the target's elements covered ({self.alignment.matching}, {self.method})"
+            f"{self.coverage:.1%} of the target's elements covered ({self.alignment.matching}, {self.method})",
         )
-        return "\n".join(lines)
