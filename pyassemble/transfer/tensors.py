@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -65,15 +65,15 @@ class Slot(NamedTuple):
     parametrization: parametrize.ParametrizationList | None = None
 
 
-class Tensors:
+class Tensors(Protocol):
     """The tensors of a network by layer and role."""
 
     def layer(self, layer: Layer, buffers: bool) -> dict[str, Slot]:
         """Slots of a layer by role; the scored tensor has role ``"weight"``."""
-        raise NotImplementedError
+        ...
 
 
-class ModuleTensors(Tensors):
+class ModuleTensors:
     """Tensors of a module."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -190,7 +190,7 @@ def _originals(steps: parametrize.ParametrizationList) -> tuple[Held, ...]:
     return tuple(Held(getattr(steps, name), steps, name) for name in names)
 
 
-class StateTensors(Tensors):
+class StateTensors:
     """Tensors of a state_dict."""
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
