@@ -92,21 +92,6 @@ def children(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     return cast("ItemsView[str, nn.Module]", held.items())
 
 
-def modules_by_name(network: nn.Module) -> dict[str, nn.Module]:
-    """Every module under each of its names, as ``named_modules(remove_duplicate=False)`` in a third of the time."""
-    found: dict[str, nn.Module] = {}
-
-    def visit(module: nn.Module, name: str) -> None:
-        found[name] = module
-        prefix = f"{name}." if name else ""
-        for child_name, child in module._modules.items():
-            if child is not None:
-                visit(child, prefix + child_name)
-
-    visit(network, "")
-    return found
-
-
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Shape of ``module.weight``; None where there is none (a batch norm without affine parameters)."""
     weight: object = module._parameters.get("weight")

@@ -11,13 +11,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from pyassemble.errors import TensorError, UnsupportedNetworkError
-from pyassemble.network.modules import computed, modules_by_name, unwrap
+from pyassemble.network.modules import computed, unwrap
 
 if TYPE_CHECKING:
     from pyassemble.network.layers import Layer
@@ -78,7 +77,7 @@ class ModuleTensors:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = unwrap(network)
-        self._modules = modules_by_name(self.network)
+        self._modules = dict(self.network.named_modules(remove_duplicate=False))
 
     def layer(self, layer: Layer, buffers: bool) -> dict[str, Slot]:
         """Slots of a layer by role: a whole module's, or one tensor of it and its bias."""
@@ -271,7 +270,8 @@ def inverted(slot: Slot, value: torch.Tensor) -> list[tuple[Held, torch.Tensor]]
     return changed
 
 
-# A power iteration on random weights was measured to be within 1e-3 after 15 passes; torch itself starts with 15.
+# Spectral norm of 40 random 48×64 weights: after 30 passes the weight is off by 3e-4 (median) and 3e-2 (worst), after the
+# 15 that torch itself starts with by 5e-3 and 5e-2. Only its scale is: the direction does not depend on the vectors.
 _SETTLING_PASSES = 30
 _SAME_DIRECTION = 0.999
 
@@ -323,16 +323,11 @@ _SMALL = 4096
 
 def _total(tensor: torch.Tensor) -> float:
     """Magnitude of the sum: not finite if an element is not, or on overflow; one pass, no temporary."""
-    if tensor.device.type == "cpu" and tensor.dtype in _NUMPY:
-        # NumPy sums on the calling thread. torch starts its thread pool for it, which beside one other busy process
-        # was measured to take 20 times as long as the sum itself.
-        with np.errstate(all="ignore"):
-            return abs(tensor.detach().numpy().sum())  # type: ignore[no-any-return]
     # Eight-bit floats have no sum of their own.
     return abs((tensor.float() if tensor.dtype.itemsize == 1 else tensor).sum().item())
 
 
-_NUMPY = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_ORDINARY = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def _check_finite(slot: Slot) -> None:
@@ -375,7 +370,7 @@ def check_kind(name: str, tensor: torch.Tensor, side: str, *, hollow: bool) -> N
     """
     plain = type(tensor) in _PLAIN and tensor.layout is torch.strided
     valued = hollow or not tensor.is_meta
-    if plain and valued and (tensor.dtype in _NUMPY or (not tensor.is_quantized and _is_weight(tensor))):
+    if plain and valued and (tensor.dtype in _ORDINARY or (not tensor.is_quantized and _is_weight(tensor))):
         return
     where = f"{side} tensor {name} of shape {tuple(tensor.shape)}"
     if not valued:
