@@ -135,12 +135,15 @@ def conditions_line(rows: Sequence[Row]) -> str:
     commits = ", ".join(sorted({row.commit for row in rows}))
     seeds = len({row.seed for row in rows})
     precisions = " and ".join(sorted({row.precision for row in rows}))
-    trained = sum(run_rows[-1].seconds for run_rows in _by_run(rows).values()) / one.workers
+    # A resumed experiment may have had several budgets, and other numbers of runs at a time.
+    trained = sum(run_rows[-1].seconds / run_rows[-1].workers for run_rows in _by_run(rows).values())
+    budgets = " + ".join(f"{budget:g}" for budget in dict.fromkeys(row.budget_minutes for row in rows))
+    workers = " or ".join(str(count) for count in sorted({row.workers for row in rows}))
     return (
         f"{one.images} training images x {one.epochs} epochs, {one.test_images} test images, {seeds} seed(s) at most, "
-        f"batch {one.batch_size}, Adam 1e-3 cosine, flips, {precisions}; {one.device}, {one.workers} run(s) at a time, "
+        f"batch {one.batch_size}, Adam 1e-3 cosine, flips, {precisions}; {one.device}, {workers} run(s) at a time, "
         f"{one.threads} thread(s) each; "
-        f"{trained / 60:.0f} min of training in all, budget {one.budget_minutes:g} min; "
+        f"{trained / 60:.0f} min of training in all, budget {budgets} min; "
         f"torch {one.torch}, timm {one.timm}, commit {commits}"
     )
 
