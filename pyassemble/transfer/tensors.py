@@ -271,7 +271,7 @@ def inverted(slot: Slot, value: torch.Tensor) -> list[tuple[Held, torch.Tensor]]
 
 
 # Spectral norm of 40 random 48×64 weights: after 30 passes the weight is off by 3e-4 (median) and 3e-2 (worst), after
-# the 15 that torch itself starts with by 5e-3 and 5e-2. Only its scale is: the direction does not depend on the vectors.
+# the 15 that torch itself starts with by 5e-3 and 5e-2. Only its scale is: the vectors do not change the direction.
 _SETTLING_PASSES = 30
 _SAME_DIRECTION = 0.999
 
