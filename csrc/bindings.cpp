@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "align.hpp"
+#include "copying.hpp"
 #include "dispatch.hpp"
 #include "rates.hpp"
 #include "recurrence.hpp"
@@ -177,6 +178,46 @@ double recurrence_rate(std::int32_t n, std::int32_t m, bool exact, double second
     return pyassemble::recurrence_rate(n, m, exact ? Arithmetic::exact : Arithmetic::fast, seconds, workspace);
 }
 
+// Addresses come as Python integers: the caller vouches for what lies there, as with every function that takes pointers.
+std::byte* to_pointer(py::handle address) { return reinterpret_cast<std::byte*>(address.cast<std::uintptr_t>()); }
+
+pyassemble::Crop make_crop(const std::vector<std::int64_t>& source_shape, const std::vector<std::int64_t>& target_shape,
+                           const std::vector<std::int64_t>& source_starts, const std::vector<std::int64_t>& target_starts,
+                           const std::vector<std::int64_t>& extents) {
+    return pyassemble::Crop(source_shape, target_shape, source_starts, target_starts, extents);
+}
+
+void save_and_copy(const py::list& crops, const py::list& sources, const py::list& targets, const py::list& saved, const py::list& itemsizes,
+                   py::list done) {
+    const std::size_t count = crops.size();
+    if (sources.size() != count || targets.size() != count || saved.size() != count || itemsizes.size() != count)
+        throw py::value_error("crops, sources, targets, saved and itemsizes must be equally long");
+    std::vector<pyassemble::Copy> copies(count);
+    for (std::size_t i = 0; i < count; ++i)
+        copies[i] = {&crops[i].cast<const pyassemble::Crop&>(), to_pointer(sources[i]), to_pointer(targets[i]), to_pointer(saved[i]),
+                     itemsizes[i].cast<std::size_t>()};
+    {
+        const py::gil_scoped_release release;
+        pyassemble::save_and_copy(copies);
+    }
+    done.append(true);
+}
+
+std::size_t first_nonfinite(const py::list& addresses, const py::list& counts, const std::string& dtype) {
+    using enum pyassemble::FloatFormat;
+    pyassemble::FloatFormat format;
+    if (dtype == "float32") format = float32;
+    else if (dtype == "float64") format = float64;
+    else if (dtype == "bfloat16") format = bfloat16;
+    else if (dtype == "float16") format = float16;
+    else throw py::value_error("dtype must be float16, bfloat16, float32 or float64, not " + dtype);
+    if (addresses.size() != counts.size()) throw py::value_error("addresses and counts must be equally long");
+    std::vector<pyassemble::Numbers> arrays(addresses.size());
+    for (std::size_t i = 0; i < arrays.size(); ++i) arrays[i] = {to_pointer(addresses[i]), counts[i].cast<std::size_t>()};
+    const py::gil_scoped_release release;
+    return pyassemble::first_nonfinite(arrays, format);
+}
+
 std::string repr(const Sequence& sequence) {
     return "<Sequence of " + std::to_string(sequence.num_layers()) + " layers in " + std::to_string(sequence.elements().size()) +
            " elements, " + std::to_string(sequence.num_scored()) + " scored>";
@@ -200,6 +241,15 @@ PYBIND11_MODULE(_native, m) {
     m.def("score_matrix", &score_matrix, "source"_a, "target"_a, "Scores between top-level elements, row = target.");
     m.def("recurrence", &recurrence, "scores"_a, "One level of the recurrence on a matrix of scores, row = target.");
     m.def("recurrence_value", &recurrence_value, "scores"_a, "Its value alone, in any order of operations.");
+
+    py::class_<pyassemble::Crop>(m, "Crop", py::is_final(), "A region of one dense array and one of the same extents in another.")
+        .def(py::init(&make_crop), "source_shape"_a, "target_shape"_a, "source_starts"_a, "target_starts"_a, "extents"_a)
+        .def_property_readonly("elements", &pyassemble::Crop::elements);
+    m.def("save_and_copy", &save_and_copy, "crops"_a, "sources"_a, "targets"_a, "saved"_a, "itemsizes"_a, "done"_a,
+          "Saves what each target region holds, then writes the source region into it; all by address. Appends True to `done` when all is "
+          "written: an interrupt may come between this call and the caller's next step.");
+    m.def("first_nonfinite", &first_nonfinite, "addresses"_a, "counts"_a, "dtype"_a,
+          "Index of the first array with a NaN or an infinity, or the number of arrays.");
 
     m.def(
         "instruction_sets",

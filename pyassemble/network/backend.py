@@ -17,6 +17,8 @@ import numpy as np
 from pyassemble.errors import NumbaFallbackWarning, UnknownOptionError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import numpy.typing as npt
 
     from pyassemble.network.layers import LayerSequence
@@ -102,6 +104,12 @@ def _load(name: str | None) -> Backend:
             stacklevel=3,
         )
         return cast("Backend", importlib.import_module(MODULES["numba"]))
+
+
+def native() -> ModuleType | None:
+    """The C++ core if it is the implementation in use, for what only it offers; None on numba."""
+    module = backend()
+    return cast("ModuleType", module) if cast("ModuleType", module).__name__ == MODULES["native"] else None
 
 
 _ZERO = np.zeros(1, np.int64)

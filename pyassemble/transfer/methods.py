@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+from pyassemble.network.backend import native
 
 #: Chosen positions along one dimension: a range, or a list of indices.
 Positions = slice | torch.Tensor
@@ -34,11 +36,19 @@ class LayerPair(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """Where one tensor's elements come from and go to, and how many they are."""
+    """Where one tensor's elements come from and go to.
+
+    Attributes:
+        source: Positions that are read.
+        target: Positions that are written.
+        elements: How many they are.
+        crop: The same for the C++ core, where all are ranges and the core is in use.
+    """
 
     source: Region
     target: tuple[slice, ...]
     elements: int
+    crop: Any = None
 
 
 Method = Callable[[LayerPair, torch.Generator], dict[str, Assigned]]
@@ -46,15 +56,21 @@ Method = Callable[[LayerPair, torch.Generator], dict[str, Assigned]]
 
 def _clip(pair: LayerPair, generator: torch.Generator) -> dict[str, Assigned]:
     """Centre crop in every dimension (SPEC 1.5)."""
-    return {role: _crop(tensor.shape, pair.target_shapes[role]) for role, tensor in pair.source.items()}
+    return {role: crop(tensor.shape, pair.target_shapes[role]) for role, tensor in pair.source.items()}
 
 
 @lru_cache(maxsize=4096)
-def _crop(source: tuple[int, ...], target: tuple[int, ...]) -> Assigned:
-    # Networks repeat a few shapes hundreds of times.
+def crop(source: tuple[int, ...], target: tuple[int, ...]) -> Assigned:
+    """Regions of the centre crop between two shapes. Networks repeat a few shapes hundreds of times."""
     sizes = list(zip(source, target, strict=True))
-    elements = math.prod(min(s, t) for s, t in sizes)
-    return Assigned(tuple(_centre(s, t) for s, t in sizes), tuple(_centre(t, s) for s, t in sizes), elements)
+    regions = tuple(_centre(s, t) for s, t in sizes), tuple(_centre(t, s) for s, t in sizes)
+    extents = [min(s, t) for s, t in sizes]
+    core = native()
+    compiled = None
+    if core is not None:
+        starts = ([positions.start for positions in region] for region in regions)
+        compiled = core.Crop(source, target, *starts, extents)
+    return Assigned(*regions, math.prod(extents), compiled)
 
 
 def _full(pair: LayerPair, generator: torch.Generator) -> dict[str, Assigned]:
@@ -142,6 +158,11 @@ METHODS = tuple(_METHODS)
 def assign(pair: LayerPair, method: str, generator: torch.Generator) -> dict[str, Assigned]:
     """Regions of every tensor of a matched pair of layers, under a named method."""
     return _METHODS[method](pair, generator)
+
+
+def crops(method: str) -> bool:
+    """Whether a method takes the centre crop of each tensor by itself (:func:`crop`)."""
+    return _METHODS[method] is _clip
 
 
 def rescales(method: str) -> bool:

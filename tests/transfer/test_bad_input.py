@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -249,6 +250,7 @@ def test_expanded_targets() -> None:
 def test_an_error_while_writing_puts_everything_back(
     raised: type[BaseException], seen: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYASSEMBLE_BACKEND", "numba")  # writes one by one
     target, writes = network(), 0
     before = snapshot(target)
     copy_ = torch.Tensor.copy_
@@ -269,6 +271,33 @@ def test_an_error_while_writing_puts_everything_back(
     assert writes > 4  # some before the error, and those that put them back
     assert not same_state(target, network(1).state_dict())
     assert same_state(target, before)
+
+
+@pytest.mark.parametrize(("raised", "seen"), [(KeyboardInterrupt, KeyboardInterrupt), (RuntimeError, TensorError)])
+def test_an_interrupt_after_the_core_has_written_puts_everything_back(
+    raised: type[BaseException], seen: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = network()
+    before = snapshot(target)
+    written = []
+
+    def failing(tensors: list[torch.Tensor]) -> None:
+        written.append(not same_state(target, before))
+        raise raised
+
+    monkeypatch.setattr(sys.modules["pyassemble.transfer.overwritten"], "increment_version", failing)
+    with pytest.raises(seen):
+        pa.transfer(network(1), target)
+    assert written == [True]
+    assert same_state(target, before)
+
+
+def test_autograd_notices_that_a_saved_weight_was_overwritten() -> None:
+    target = network()
+    loss = target(torch.randn(2, 3, 5, 5)).square().sum()
+    pa.transfer(network(1), target)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_a_compiled_target_computes_with_the_new_weights() -> None:
