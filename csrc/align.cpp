@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "problem.hpp"
+
 namespace pyassemble {
 
 double layer_score(const std::int64_t* source, const std::int64_t* target, std::int32_t rank) {
@@ -98,35 +100,11 @@ private:
         }
     }
 
-    // The groups are the classes that both sides have.
     Problem problem(const Layout& source, const Layout& target) {
-        Arena& arena = workspace_.arena;
-        auto* groups = arena.take<Group>(target.sections.size());
-        std::size_t count = 0;
-        for (const Layout::Section& section : target.sections) {
-            const bool is_blocks = section.klass == Interner::kBlocks;
-            const ScoreTable table = is_blocks ? ScoreTable{Interner::kBlocks, 0, source_blocks().size()} : layers_.table(section.klass);
-            if (table.source_class < 0) continue;
-            const Layout::Section* other = source.find(table.source_class);
-            if (other == nullptr) continue;
-            const double* values = (is_blocks ? blocks_.data() : layers_.values()) + table.offset;
-            Group& group = groups[count++];
-            group = Group{target.positions_of(section), source.positions_of(*other), nullptr, 0};
-            group.stride = workspace_.padded(group.sources.size());
-            const auto stride = static_cast<std::size_t>(group.stride);
-            group.scores = arena.take<double>(group.targets.size() * stride);
-            const std::span<const std::int32_t> columns = source.members_of(*other);
-            double* out = group.scores;
-            for (const std::int32_t member : target.members_of(section)) {
-                const double* row = values + static_cast<std::size_t>(member) * table.stride;
-                std::size_t x = 0;
-                for (const std::int32_t column : columns) out[x++] = row[column];
-                for (; x < stride; ++x) out[x] = 0.0;
-                out += stride;
-            }
-            workspace_.meter.spend(static_cast<std::int64_t>(group.targets.size() * stride));
-        }
-        return Problem{target.length, source.length, {groups, count}, layers_.tiny()};
+        const auto block_score = [this](std::int32_t t, std::int32_t s) {
+            return blocks_[static_cast<std::size_t>(t) * source_blocks().size() + static_cast<std::size_t>(s)];
+        };
+        return make_problem(source, target, layers_, block_score, workspace_);
     }
 
     const Sequence& source_;

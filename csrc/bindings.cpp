@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "rates.hpp"
 #include "recurrence.hpp"
 #include "sequence.hpp"
+#include "zoo.hpp"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -218,6 +220,57 @@ std::size_t first_nonfinite(const py::list& addresses, const py::list& counts, c
     return pyassemble::first_nonfinite(arrays, format);
 }
 
+// A span over a contiguous one-dimensional array of exactly this type; the array must outlive it.
+template <class T>
+std::span<const T> to_span(const py::array_t<T, py::array::c_style>& array, const char* name) {
+    if (array.ndim() != 1) throw py::value_error(std::string(name) + " must be one-dimensional");
+    return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+template <class T>
+using Column = py::array_t<T, py::array::c_style>;
+
+void extend(pyassemble::Zoo& zoo, const Column<std::int32_t>& layer_kinds, const Column<std::int64_t>& size_offsets, const Column<std::int64_t>& sizes,
+            const Column<std::int64_t>& block_offsets, const Column<std::int32_t>& block_layers, const Column<std::int64_t>& network_offsets,
+            const Column<std::int32_t>& network_elements) {
+    zoo.extend({to_span(layer_kinds, "layer_kinds"), to_span(size_offsets, "size_offsets"), to_span(sizes, "sizes"),
+                to_span(block_offsets, "block_offsets"), to_span(block_layers, "block_layers"), to_span(network_offsets, "network_offsets"),
+                to_span(network_elements, "network_elements")});
+}
+
+pyassemble::Run make_run(unsigned workers) {
+    if (workers < 1) throw py::value_error("workers must be at least 1");
+    return {workers, check_signals, nullptr};
+}
+
+void directed_rows(const pyassemble::Zoo& zoo, std::int32_t first, std::int32_t last, py::array_t<double> out, std::size_t memory, unsigned workers) {
+    const pyassemble::Run run = make_run(workers);
+    if (first < 0 || last < first || last > zoo.size()) throw py::index_error("rows must lie within the zoo");
+    const bool fits = out.ndim() == 2 && out.shape(0) == last - first && out.shape(1) == zoo.size() && (out.flags() & py::array::c_style) != 0;
+    if (!fits) throw py::value_error("out must be a C-contiguous float64 array of shape (last - first, networks)");
+    double* data = out.mutable_data();
+    const py::gil_scoped_release release;
+    zoo.directed_rows(first, last, data, memory, run);
+}
+
+py::tuple nearest(const pyassemble::Zoo& zoo, py::handle query, std::size_t k, bool symmetric, unsigned workers) {
+    const Sequence& sequence = to_sequence(query, "query");
+    const pyassemble::Run run = make_run(workers);
+    std::vector<pyassemble::Neighbour> found;
+    std::size_t aligned = 0;
+    {
+        const py::gil_scoped_release release;
+        found = zoo.nearest(sequence, k, symmetric ? pyassemble::Similarity::symmetric : pyassemble::Similarity::directed, run, &aligned);
+    }
+    py::array_t<std::int32_t> networks(static_cast<py::ssize_t>(found.size()));
+    py::array_t<double> similarities(static_cast<py::ssize_t>(found.size()));
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        networks.mutable_data()[i] = found[i].network;
+        similarities.mutable_data()[i] = found[i].similarity;
+    }
+    return py::make_tuple(networks, similarities, aligned);
+}
+
 std::string repr(const Sequence& sequence) {
     return "<Sequence of " + std::to_string(sequence.num_layers()) + " layers in " + std::to_string(sequence.elements().size()) +
            " elements, " + std::to_string(sequence.num_scored()) + " scored>";
@@ -242,6 +295,16 @@ PYBIND11_MODULE(_native, m) {
     m.def("recurrence", &recurrence, "scores"_a, "One level of the recurrence on a matrix of scores, row = target.");
     m.def("recurrence_value", &recurrence_value, "scores"_a, "Its value alone, in any order of operations.");
 
+    py::class_<pyassemble::Zoo>(m, "Zoo", py::is_final(), "Many networks; not to be extended while another thread uses it.")
+        .def(py::init<>())
+        .def("extend", &extend, "layer_kinds"_a.noconvert(), "size_offsets"_a.noconvert(), "sizes"_a.noconvert(), "block_offsets"_a.noconvert(),
+             "block_layers"_a.noconvert(), "network_offsets"_a.noconvert(), "network_elements"_a.noconvert(), "Adds layers, blocks and networks.")
+        .def("__len__", &pyassemble::Zoo::size)
+        .def("scored", &pyassemble::Zoo::scored, "network"_a, "Number of its scored layers.")
+        .def("directed_rows", &directed_rows, "first"_a, "last"_a, "out"_a.noconvert(), "memory"_a, "workers"_a,
+             "out[i - first, j] = directed(network j -> network i).")
+        .def("nearest", &nearest, "query"_a, "k"_a, "symmetric"_a, "workers"_a,
+             "Numbers and similarities of the k nearest networks, and how many were aligned to find them.");
     py::class_<pyassemble::Crop>(m, "Crop", py::is_final(), "A region of one dense array and one of the same extents in another.")
         .def(py::init(&make_crop), "source_shape"_a, "target_shape"_a, "source_starts"_a, "target_starts"_a, "extents"_a)
         .def_property_readonly("elements", &pyassemble::Crop::elements);

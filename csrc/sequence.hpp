@@ -67,6 +67,10 @@ public:
     const std::vector<Class>& classes() const { return classes_; }
     std::int32_t find_class(std::int32_t kind, std::int32_t rank) const;
     const std::vector<Layout>& blocks() const { return blocks_; }
+    std::int32_t layers() const { return static_cast<std::int32_t>(layers_.size()); }
+    // What was interned: a layer's kind and sizes, a block's layers.
+    std::span<const std::int64_t> layer_key(std::int32_t layer) const { return layer_keys_[layer]; }
+    std::span<const std::int64_t> block_key(std::int32_t block) const { return block_keys_[block]; }
     Layout layout(std::span<const Layer> members) const;
 
 private:

@@ -30,6 +30,28 @@ def recurrence(scores: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.i
 def recurrence_value(scores: npt.NDArray[np.float64]) -> float: ...
 
 @final
+class Zoo:
+    def __init__(self) -> None: ...
+    def extend(
+        self,
+        layer_kinds: npt.NDArray[np.int32],
+        size_offsets: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int64],
+        block_offsets: npt.NDArray[np.int64],
+        block_layers: npt.NDArray[np.int32],
+        network_offsets: npt.NDArray[np.int64],
+        network_elements: npt.NDArray[np.int32],
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def scored(self, network: int) -> int: ...
+    def directed_rows(
+        self, first: int, last: int, out: npt.NDArray[np.float64], memory: int, workers: int
+    ) -> None: ...
+    def nearest(
+        self, query: Sequence, k: int, symmetric: bool, workers: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64], int]: ...
+
+@final
 class Crop:
     def __init__(
         self,
