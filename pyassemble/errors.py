@@ -43,6 +43,25 @@ class NetworkSpecError(PyAssembleError, ValueError):
     """A network named in a way that is not understood, or that its library does not know."""
 
 
+class DuplicateNameError(PyAssembleError, ValueError):
+    """Networks of one zoo that go by the same name."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(f"each name may occur once; given more than once: {', '.join(map(repr, sorted(names)))}")
+
+
+class HubError(PyAssembleError, OSError):
+    """A Hub repository that cannot be reached or read, or whose answer makes no sense."""
+
+
+class BuildCacheError(PyAssembleError, OSError):
+    """A file that cannot serve as cache of a zoo's build: something else, in use, or not writable."""
+
+
+class WorkerError(PyAssembleError, RuntimeError):
+    """Worker processes that cannot be started."""
+
+
 class StandardizationWarning(UserWarning):
     """The execution order of a network could not be traced; definition order was used."""
 

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pyassemble.errors import UnknownOptionError, UnsupportedNetworkError
+from pyassemble.errors import NetworkSpecError, UnknownOptionError, UnsupportedNetworkError
 from pyassemble.network.blocks import standardize_blocks
 from pyassemble.network.graph import standardize_graph
 from pyassemble.network.state import is_definition_order, standardize_state
 
 if TYPE_CHECKING:
     from pyassemble.network.layers import LayerSequence
+    from pyassemble.network.state import Shapes
 
 #: A module, its state_dict, or the path of a weights file.
 NetworkLike = nn.Module | Mapping[str, torch.Tensor] | str | os.PathLike[str]
@@ -73,33 +74,24 @@ def _standardize_file(path: Path, standardization: str) -> LayerSequence:
     if path.suffix != ".safetensors":
         return standardize_state(_shapes_of(read_weights(path)), standardization, in_order=True)
     shapes = {name: shape for name, (_, shape) in read_header(path).items()}
-    network = _network_of_config(path.parent / "config.json", shapes)
+    network = network_of_folder(path.parent, shapes)
     if network is not None:
         return standardize(network, standardization)
     return standardize_state(shapes, standardization, in_order=False)
 
 
-def _network_of_config(config: Path, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module | None:
-    """The architecture that a Hub config names, on the meta device, if its tensors are those of the file."""
-    import json
+def network_of_folder(folder: Path, shapes: Shapes) -> nn.Module | None:
+    """The architecture that a folder's Hub config names, on the meta device, if its tensors have these shapes.
 
-    import timm
+    None where there is no such config, or the architecture or its arguments mean nothing to the installed timm.
+    """
+    from pyassemble.network.sources import FOLDER_CONFIG, NetworkSpec, SpecKind, load_network
 
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not (folder / FOLDER_CONFIG).is_file():
         return None
-    name = content.get("architecture") if isinstance(content, dict) else None
-    if not isinstance(name, str) or not timm.is_model(name):
-        return None
-    classes = content.get("num_classes")
     try:
-        with torch.device("meta"):
-            if isinstance(classes, int):
-                network: nn.Module = timm.create_model(name, num_classes=classes)
-            else:
-                network = timm.create_model(name)
-    except Exception:  # whatever the named architecture's constructor says to the config's values
+        network = load_network(NetworkSpec(str(folder), SpecKind.FOLDER, "", folder), meta=True)
+    except NetworkSpecError:
         return None
     same = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()} == dict(shapes)
     return network if same else None

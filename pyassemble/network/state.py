@@ -49,6 +49,8 @@ def standardize_state(shapes: Shapes, standardization: str, *, in_order: bool) -
                 f"tensor {name!r} of shape {tuple(shapes[name])} is the original of a parametrized weight, which only "
                 "its module can compute; pass the module, or remove the parametrizations before saving"
             )
+        if 0 in shapes[name]:  # a weight without elements is none: its score would be 0 / 0
+            continue
         *path, role = name.split(".")
         node = root
         for part in path:

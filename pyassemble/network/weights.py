@@ -26,9 +26,12 @@ CHECKPOINT_ENTRIES = ("state_dict", "model")
 # The format's own limit: a larger length is a foreign or damaged file, and must not be allocated.
 MAX_HEADER_BYTES = 100_000_000
 
+#: The header follows its own length, a little-endian integer of as many bytes.
+HEADER_LENGTH_BYTES = 8
+
 _COUNTER = "num_batches_tracked"
-_LENGTH_BYTES = 8
 _METADATA_ENTRY = "__metadata__"
+_LARGEST_SIZE = 2**63 - 1
 _DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -92,14 +95,53 @@ def read_header(path: str | Path) -> dict[str, TensorHeader]:
     """
     path = Path(path)
     raw, data_bytes = _read_raw_header(path)
-    entries = _parse_header(path, raw)
+    return parse_header(path, raw, data_bytes)
+
+
+def header_length(file: str | Path, start: bytes, size: int | None) -> int:
+    """Length of a safetensors header, from the file's first bytes.
+
+    Args:
+        file: Path or address of the file, for messages.
+        start: The file's first bytes, at least eight unless it has fewer.
+        size: Bytes of the whole file; None where it is not known.
+
+    Raises:
+        WeightsFileError: Too few bytes, or a length that the file cannot hold or no reader accepts.
+    """
+    if len(start) < HEADER_LENGTH_BYTES:
+        raise WeightsFileError(f"{file}: {len(start)} bytes are too few for a safetensors file")
+    (length,) = struct.unpack_from("<Q", start)
+    if length > MAX_HEADER_BYTES:
+        raise WeightsFileError(
+            f"{file}: not a safetensors file: it claims a header of {length} bytes (at most {MAX_HEADER_BYTES})"
+        )
+    if size is not None and length > size - HEADER_LENGTH_BYTES:
+        raise WeightsFileError(f"{file}: truncated: a header of {length} bytes in a file of {size} bytes")
+    return int(length)
+
+
+def parse_header(file: str | Path, raw: bytes, data_bytes: int | None) -> dict[str, TensorHeader]:
+    """Takes a safetensors header apart.
+
+    Args:
+        file: Path or address of the file, for messages.
+        raw: The header, without the length before it.
+        data_bytes: Bytes that follow the header; None where that is not known, and cannot be checked.
+
+    Returns:
+        Tensor name to (dtype, shape), in the header's order.
+
+    Raises:
+        WeightsFileError: It is no header, or does not describe exactly the bytes that follow.
+    """
     headers: dict[str, TensorHeader] = {}
     spans: list[tuple[int, int, str]] = []
-    for name, entry in entries.items():
-        header, (start, stop) = _parse_entry(path, name, entry)
+    for name, entry in _parse_json(file, raw).items():
+        header, (start, stop) = _parse_entry(file, name, entry)
         headers[name] = header
         spans.append((start, stop, name))
-    _check_spans(path, spans, data_bytes)
+    _check_spans(file, spans, data_bytes)
     return headers
 
 
@@ -217,26 +259,18 @@ def _read_raw_header(path: Path) -> tuple[bytes, int]:
     """The header's bytes and the number of bytes after it."""
     _check_is_file(path)
     size = path.stat().st_size
-    if size < _LENGTH_BYTES:
-        raise WeightsFileError(f"{path}: {size} bytes are too few for a safetensors file")
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(_LENGTH_BYTES))
-        if length > MAX_HEADER_BYTES:
-            raise WeightsFileError(
-                f"{path}: not a safetensors file: it claims a header of {length} bytes (at most {MAX_HEADER_BYTES})"
-            )
-        if length > size - _LENGTH_BYTES:
-            raise WeightsFileError(f"{path}: truncated: a header of {length} bytes in a file of {size} bytes")
-        return file.read(length), size - _LENGTH_BYTES - length
+        length = header_length(path, file.read(HEADER_LENGTH_BYTES), size)
+        return file.read(length), size - HEADER_LENGTH_BYTES - length
 
 
-def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse_json(file: str | Path, raw: bytes) -> dict[str, Any]:
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_entries)
     except (ValueError, RecursionError) as error:
-        raise WeightsFileError(f"{path}: not a safetensors file: header is no JSON: {_first_line(error)}") from error
+        raise WeightsFileError(f"{file}: not a safetensors file: header is no JSON: {_first_line(error)}") from error
     if not isinstance(entries, dict):
-        raise WeightsFileError(f"{path}: not a safetensors file: header is no JSON object")
+        raise WeightsFileError(f"{file}: not a safetensors file: header is no JSON object")
     entries.pop(_METADATA_ENTRY, None)
     return entries
 
@@ -248,40 +282,40 @@ def _unique_entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _parse_entry(path: Path, name: str, entry: object) -> tuple[TensorHeader, tuple[int, int]]:
+def _parse_entry(file: str | Path, name: str, entry: object) -> tuple[TensorHeader, tuple[int, int]]:
     """One tensor of the header and the bytes it claims."""
     fields = entry if isinstance(entry, dict) else {}
     shape, span = fields.get("shape"), fields.get("data_offsets")
     if not _is_sizes(shape) or not _is_sizes(span) or len(span) != 2:
-        raise WeightsFileError(f"{path}: the header entry of {name!r} lacks a proper shape or data_offsets")
+        raise WeightsFileError(f"{file}: the header entry of {name!r} lacks a proper shape or data_offsets")
     dtype = fields.get("dtype")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise WeightsFileError(f"{path}: {name!r} has dtype {dtype!r}; read are {', '.join(_DTYPES)}")
+        raise WeightsFileError(f"{file}: {name!r} has dtype {dtype!r}; read are {', '.join(_DTYPES)}")
     header = TensorHeader(_DTYPES[dtype], tuple(shape))
     start, stop = span
     needed = math.prod(header.shape) * header.dtype.itemsize
     if stop - start != needed:
         raise WeightsFileError(
-            f"{path}: {name!r} of shape {header.shape} takes {needed} bytes, its header entry says {stop - start}"
+            f"{file}: {name!r} of shape {header.shape} takes {needed} bytes, its header entry says {stop - start}"
         )
     return header, (start, stop)
 
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= _LARGEST_SIZE for item in value)
 
 
-def _check_spans(path: Path, spans: list[tuple[int, int, str]], data_bytes: int) -> None:
+def _check_spans(file: str | Path, spans: list[tuple[int, int, str]], data_bytes: int | None) -> None:
     """The tensors must cover the bytes after the header exactly: no gap, no overlap, nothing missing at the end."""
     position = 0
     for start, stop, name in sorted(spans):
         if start != position:
-            raise WeightsFileError(f"{path}: {name!r} starts at byte {start}, expected was byte {position}")
-        if stop > data_bytes:
-            raise WeightsFileError(f"{path}: truncated: {name!r} ends at byte {stop} of {data_bytes} bytes of tensors")
+            raise WeightsFileError(f"{file}: {name!r} starts at byte {start}, expected was byte {position}")
+        if data_bytes is not None and stop > data_bytes:
+            raise WeightsFileError(f"{file}: truncated: {name!r} ends at byte {stop} of {data_bytes} bytes of tensors")
         position = stop
-    if position != data_bytes:
-        raise WeightsFileError(f"{path}: {data_bytes - position} bytes belong to no tensor of its header")
+    if data_bytes is not None and position != data_bytes:
+        raise WeightsFileError(f"{file}: {data_bytes - position} bytes belong to no tensor of its header")
 
 
 def _counters(network: nn.Module) -> list[str]:
