@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pyassemble.errors import WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from pyassemble.zoo.jobs import Job
 
@@ -74,7 +74,7 @@ class Outcome:
     reason: str | None
 
 
-def run(jobs: Sequence[Job], *, workers: int, timeout: float) -> Iterator[Outcome]:
+def run(jobs: Sequence[Job], *, workers: int, timeout: float) -> Generator[Outcome, None, None]:
     """Runs jobs in worker processes and yields the outcomes as they come.
 
     No process is left behind when the generator is closed, by an exception too.
@@ -203,7 +203,8 @@ def _how_it_ended(worker: _Worker) -> str:
     status = worker.process.wait()
     if status >= 0:
         return f"ended its process with status {status}"
-    name = signal.Signals(-status).name if -status in iter(signal.Signals) else f"signal {-status}"
+    names = {number.value: number.name for number in signal.Signals}
+    name = names.get(-status, f"signal {-status}")
     memory = " (out of memory?)" if -status == signal.SIGKILL else ""
     return f"ended its process with {name}{memory}"
 

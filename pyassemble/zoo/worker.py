@@ -12,6 +12,8 @@ import threading
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyassemble.zoo.jobs import Job
 
 
@@ -72,7 +74,7 @@ def _build(job: Job) -> dict[str, str]:
         return {"reason": reason(error)}
 
 
-def _answer(answers: BinaryIO, message: dict[str, object] | dict[str, str]) -> None:
+def _answer(answers: BinaryIO, message: Mapping[str, object]) -> None:
     answers.write(json.dumps(message).encode("ascii") + b"\n")
     answers.flush()
 
