@@ -31,6 +31,7 @@ LONGEST_PAUSE_SECONDS = 10.0
 _SLOWEST_BYTES_PER_SECOND = 100_000
 
 _TEMPORARY = (408, 429, 500, 502, 503, 504)
+_BEYOND_THE_END = 416
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _SAID_BY_THE_HUB = "X-Error-Message"
 
@@ -125,6 +126,9 @@ def _position(url: str, response: Any, start: int) -> tuple[int, int | None]:
     if response.status_code == 200:
         length = response.headers.get("Content-Length", "")
         return start, int(length) if length.isdecimal() else None
+    if response.status_code == _BEYOND_THE_END:
+        size = response.headers.get("Content-Range", "").rpartition("/")[2]
+        return 0, int(size) if size.isdecimal() else start
     if response.status_code != 206:
         raise _refusal(url, response)
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
