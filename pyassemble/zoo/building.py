@@ -8,10 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib  # type: ignore[import-untyped]
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from pyassemble.errors import DuplicateNameError, UnknownOptionError
 from pyassemble.zoo.cache import BuildCache
 from pyassemble.zoo.pool import run
@@ -22,6 +18,8 @@ if TYPE_CHECKING:
 
     from pyassemble.zoo.entry import Entry
     from pyassemble.zoo.jobs import Job
+
+_TASK = "Building"
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def build(
         advance = stack.enter_context(_bar(len(jobs), len(entries), shown=progress and bool(missing)))
         outcomes = run(
             [jobs[index] for index in missing],
-            workers=joblib.cpu_count() if workers == -1 else workers,
+            workers=_cores() if workers == -1 else workers,
             timeout=timeout,
         )
         stack.callback(outcomes.close)
@@ -107,6 +105,12 @@ def _check(jobs: Sequence[Job], workers: int, timeout: float) -> None:
         raise DuplicateNameError(twice)
 
 
+def _cores() -> int:
+    import joblib  # type: ignore[import-untyped]
+
+    return int(joblib.cpu_count())  # unlike os.cpu_count, it knows of containers and affinities
+
+
 def _finished(store: BuildCache, keys: Sequence[str | None]) -> dict[int, Entry]:
     found = store.read({key for key in keys if key is not None})
     return {index: found[key] for index, key in enumerate(keys) if key in found}
@@ -115,14 +119,27 @@ def _finished(store: BuildCache, keys: Sequence[str | None]) -> dict[int, Entry]
 @contextmanager
 def _bar(total: int, done: int, *, shown: bool) -> Iterator[Callable[[str], None]]:
     """A progress bar; what is yielded moves it on by a network of that name."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(_TASK))),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[name]}", markup=False),
+        TextColumn(
+            "{task.fields[name]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        ),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("Building", total=total, completed=done, name="")
+        task = bar.add_task(_TASK, total=total, completed=done, name="")
         yield lambda name: bar.update(task, advance=1, name=name)
