@@ -50,6 +50,18 @@ class DuplicateNameError(PyAssembleError, ValueError):
         super().__init__(f"each name may occur once; given more than once: {', '.join(map(repr, sorted(names)))}")
 
 
+class IndexFileError(PyAssembleError, ValueError):
+    """A zoo's index file that is missing, damaged, or of another version of the format."""
+
+
+class MatrixError(PyAssembleError, ValueError):
+    """An array that cannot take the matrix of similarities: another shape, type or layout."""
+
+
+class ShardError(PyAssembleError, ValueError):
+    """A folder that cannot keep the shards of a matrix: something else, or shards of other networks."""
+
+
 class HubError(PyAssembleError, OSError):
     """A Hub repository that cannot be reached or read, or whose answer makes no sense."""
 

@@ -119,7 +119,8 @@ _kind_ids: dict[str, int] = {}
 _kind_lock = threading.Lock()
 
 
-def _kind_id(kind: str) -> int:
+def kind_id(kind: str) -> int:
+    """Number of a kind of layer, the same in every sequence of this process."""
     try:
         return _kind_ids[kind]
     except KeyError:
@@ -142,7 +143,7 @@ def sequence(layer_sequence: LayerSequence) -> Sequence:
 
 def _build(layer_sequence: LayerSequence, module: Backend) -> Sequence:
     kind_names, shapes, elements = layer_sequence.kinds, layer_sequence.shapes, layer_sequence.elements
-    ids = {kind: -1 if kind is None else _kind_id(kind) for kind in set(kind_names)}
+    ids = {kind: -1 if kind is None else kind_id(kind) for kind in set(kind_names)}
     kinds = np.fromiter(map(ids.__getitem__, kind_names), np.int32, len(shapes))
     ranks = np.fromiter(map(len, shapes), np.int64, len(shapes))
     sizes = np.fromiter(chain.from_iterable(shapes), np.int64)

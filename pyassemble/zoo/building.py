@@ -106,7 +106,7 @@ def _check(jobs: Sequence[Job], workers: int, timeout: float) -> None:
 
 
 def _cores() -> int:
-    import joblib  # type: ignore[import-untyped]
+    import joblib
 
     return int(joblib.cpu_count())  # unlike os.cpu_count, it knows of containers and affinities
 
