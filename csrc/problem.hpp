@@ -13,7 +13,8 @@ namespace pyassemble {
 // block_score(target block, source block) is the score between two blocks; it is asked for top-level layouts only. The scores
 // lie in the workspace's arena, which must keep its memory while the problem is in use.
 template <class BlockScore>
-Problem make_problem(const Layout& source, const Layout& target, const LayerScores& layers, const BlockScore& block_score, Workspace& workspace) {
+Problem make_problem(const Layout& source, const Layout& target, const LayerScores& layers, const BlockScore& block_score, Workspace& workspace,
+                     std::span<const std::int32_t> starts = {}) {
     Arena& arena = workspace.arena;
     auto* groups = arena.take<Group>(target.sections.size());
     std::size_t count = 0;
@@ -43,7 +44,7 @@ Problem make_problem(const Layout& source, const Layout& target, const LayerScor
         }
         workspace.meter.spend(static_cast<std::int64_t>(group.targets.size() * stride));
     }
-    return Problem{target.length, source.length, {groups, count}, layers.tiny()};
+    return Problem{target.length, source.length, {groups, count}, layers.tiny(), starts};
 }
 
 }  // namespace pyassemble

@@ -34,9 +34,9 @@ struct Row {
     std::int32_t position;  // in the group
 };
 
-// A group while its problem is being solved. Columns are counted from 1 among those that are in any group.
+// A group while its problem is being solved.
 struct Part {
-    const std::int32_t* columns;
+    const std::int32_t* columns;  // cells of D
     double* before;
     double* partial;
     bool contiguous;  // columns are neighbours: copies instead of gathers
@@ -46,17 +46,21 @@ struct Solver {
     const Problem& problem;
     Workspace& workspace;
     Row* rows = nullptr;  // targets that are in a group
-    std::int32_t* original_column = nullptr;
     Row* column_owner = nullptr;
     Part* parts = nullptr;
     std::ptrdiff_t row_count = 0;
     std::ptrdiff_t column_count = 0;
+    // Cells of a row of D: for each source a zero, D[.][0], and then its columns that are in a group.
+    std::int32_t* ends = nullptr;  // [source] the cell after its last
+    std::ptrdiff_t source_count = 1;
+    std::ptrdiff_t width = 0;
 
     Solver(const Problem& p, Workspace& w, Arithmetic arithmetic) : problem(p), workspace(w) {
         workspace.roots.reserve(static_cast<std::size_t>(problem.targets) + 1);
-        rows = number(problem.targets, row_count, [](const Group& g) { return g.targets; });
-        column_owner = number(problem.sources, column_count, [](const Group& g) { return g.sources; });
         Arena& arena = workspace.arena;
+        rows = number(problem.targets, row_count, nullptr, [](const Group& g) { return g.targets; });
+        auto* positions = arena.take<std::int32_t>(static_cast<std::size_t>(problem.sources));
+        column_owner = number(problem.sources, column_count, positions, [](const Group& g) { return g.sources; });
         parts = arena.take<Part>(problem.groups.size());
         auto** next = arena.take<std::int32_t*>(problem.groups.size());
         for (std::size_t g = 0; g < problem.groups.size(); ++g) {
@@ -68,17 +72,26 @@ struct Solver {
             parts[g].partial =
                 arithmetic == Arithmetic::fast ? arena.take<double>(static_cast<std::size_t>(kRowsTogether) * stride) : nullptr;
         }
-        for (std::ptrdiff_t j = 0; j < column_count; ++j)
-            *next[column_owner[j].group]++ = static_cast<std::int32_t>(j + 1);
+        source_count = std::max<std::ptrdiff_t>(1, static_cast<std::ptrdiff_t>(problem.starts.size()));
+        ends = arena.take<std::int32_t>(static_cast<std::size_t>(source_count));
+        std::int32_t cell = 0;
+        std::ptrdiff_t j = 0;
+        for (std::ptrdiff_t s = 0; s < source_count; ++s) {
+            ++cell;
+            const std::int32_t stop = s + 1 < source_count ? problem.starts[static_cast<std::size_t>(s) + 1] : problem.sources;
+            for (; j < column_count && positions[j] < stop; ++j) *next[column_owner[j].group]++ = cell++;
+            ends[s] = cell;
+        }
+        width = cell;
         for (std::size_t g = 0; g < problem.groups.size(); ++g) {
             const std::size_t count = problem.groups[g].sources.size();
             parts[g].contiguous = count == 0 || parts[g].columns[count - 1] - parts[g].columns[0] + 1 == static_cast<std::int32_t>(count);
         }
     }
 
-    // Owners of the positions that are in a group, in order.
+    // Owners of the positions that are in a group, in order; `positions` receives them.
     template <class Members>
-    Row* number(std::int32_t length, std::ptrdiff_t& count, Members members) {
+    Row* number(std::int32_t length, std::ptrdiff_t& count, std::int32_t* positions, Members members) {
         Arena& arena = workspace.arena;
         const auto size = static_cast<std::size_t>(length);
         Row* owners = arena.take<Row>(size);
@@ -88,8 +101,11 @@ struct Solver {
             for (const std::int32_t i : members(problem.groups[g])) owners[i] = Row{static_cast<std::int32_t>(g), position++};
         }
         Row* kept = owners;
-        for (std::size_t i = 0; i < size; ++i)
-            if (owners[i].group >= 0) *kept++ = owners[i];
+        for (std::size_t i = 0; i < size; ++i) {
+            if (owners[i].group < 0) continue;
+            if (positions != nullptr) positions[kept - owners] = static_cast<std::int32_t>(i);
+            *kept++ = owners[i];
+        }
         count = kept - owners;
         return owners;
     }
@@ -137,12 +153,29 @@ struct Solver {
         }
 
         // D[i][j-1] enters here: the best of each column, or that of any column before it.
+        if (source_count > 1) {
+            for (std::ptrdiff_t x = 0; x < count; ++x) d[columns[x]] = best[x];
+            spread_each(d);
+            return;
+        }
         std::ptrdiff_t from_best = count;
         if (!part.contiguous) {
             for (std::ptrdiff_t x = 0; x < count; ++x) d[columns[x]] = best[x];
             from_best = 0;
         }
-        kernels.end_row(d + columns[0], best, from_best, column_count + 1 - columns[0]);
+        kernels.end_row(d + columns[0], best, from_best, width - columns[0]);
+    }
+
+    // end_row() for every source by itself. Their chains do not wait for each other.
+    void spread_each(double* d) const {
+        std::ptrdiff_t cell = 0;
+        for (std::ptrdiff_t s = 0; s < source_count; ++s) {
+            double reached = 0.0;
+            for (++cell; cell < ends[s]; ++cell) {
+                reached = d[cell] > reached ? d[cell] : reached;
+                d[cell] = reached;
+            }
+        }
     }
 
     double* best_buffer() {
@@ -210,21 +243,29 @@ double* first_row(std::size_t width, std::size_t height, Arena& arena) {
 }  // namespace
 
 double solve(const Problem& problem, Arithmetic arithmetic, Workspace& workspace) {
+    double value = 0.0;
+    solve_each(problem, arithmetic, workspace, &value);
+    return value;
+}
+
+void solve_each(const Problem& problem, Arithmetic arithmetic, Workspace& workspace, double* values) {
     const Arena::Scope scope(workspace.arena);
     Solver solver(problem, workspace, arithmetic);
-    if (solver.row_count == 0 || solver.column_count == 0) return 0.0;
-    const auto width = static_cast<std::size_t>(solver.column_count) + 1;
-    double* d = first_row(width, 1, workspace.arena);
+    if (solver.row_count == 0 || solver.column_count == 0) {
+        std::fill_n(values, solver.source_count, 0.0);
+        return;
+    }
+    double* d = first_row(static_cast<std::size_t>(solver.width), 1, workspace.arena);
     double* best = solver.best_buffer();
     for (std::ptrdiff_t i = 0; i < solver.row_count; ++i) solver.advance(solver.rows[i], arithmetic, d, best);
-    return d[solver.column_count];
+    for (std::ptrdiff_t s = 0; s < solver.source_count; ++s) values[s] = d[solver.ends[s] - 1];
 }
 
 double solve_pairs(const Problem& problem, Workspace& workspace, std::vector<Pair>& pairs) {
     const Arena::Scope scope(workspace.arena);
     Solver solver(problem, workspace, Arithmetic::exact);
     if (solver.row_count == 0 || solver.column_count == 0) return 0.0;
-    const auto width = static_cast<std::size_t>(solver.column_count) + 1;
+    const auto width = static_cast<std::size_t>(solver.width);
     const auto height = static_cast<std::size_t>(solver.row_count) + 1;
     double* best = solver.best_buffer();
     double* const table = first_row(width, height, workspace.arena);

@@ -48,6 +48,9 @@ struct Problem {
     std::int32_t sources = 0;
     std::span<const Group> groups;
     bool tiny = false;  // some positive score may be below kTiny
+    // Where each of several independent sources starts among the columns, the first at 0; empty for a single one. They share
+    // the work that a target row costs however few columns there are.
+    std::span<const std::int32_t> starts = {};
 };
 
 // Below this, c / root might leave the normal numbers and the estimate of the exact kernel its proof.
@@ -90,6 +93,9 @@ public:
 
 // D[n][m].
 double solve(const Problem& problem, Arithmetic arithmetic, Workspace& workspace);
+
+// D[n][m] of each source of `problem.starts`, the same bits as solve() gives for it alone.
+void solve_each(const Problem& problem, Arithmetic arithmetic, Workspace& workspace, double* values);
 
 // D[n][m] in exact arithmetic; appends the pairs, in target order.
 double solve_pairs(const Problem& problem, Workspace& workspace, std::vector<Pair>& pairs);

@@ -139,6 +139,55 @@ std::vector<LayerCount> count_layers(std::span<const std::int32_t> elements, con
     return counts;
 }
 
+namespace {
+
+// Blocks, or networks, as sources side by side: some together are one problem of the recurrence.
+class Sources {
+public:
+    // `number` says where the value of this source goes.
+    void add(std::int32_t number, std::span<const Interner::Layer> members, const Interner& interner) {
+        if (members_.size() + members.size() > kColumns) close(interner);
+        numbers_.push_back(number);
+        starts_.push_back(static_cast<std::int32_t>(members_.size()));
+        members_.insert(members_.end(), members.begin(), members.end());
+    }
+
+    // To be called after the last add().
+    void close(const Interner& interner) {
+        if (!numbers_.empty()) chunks_.push_back({interner.layout(members_), std::move(starts_), std::move(numbers_)});
+        members_.clear();
+        starts_.clear();
+        numbers_.clear();
+    }
+
+    // values[number] = D(source -> target) of each.
+    template <class BlockScore>
+    void solve(const Layout& target, const LayerScores& layers, const BlockScore& block_score, Workspace& workspace, double* values) const {
+        std::vector<double> found;
+        for (const Chunk& chunk : chunks_) {
+            const Arena::Scope scope(workspace.arena);
+            found.resize(chunk.numbers.size());
+            solve_each(make_problem(chunk.layout, target, layers, block_score, workspace, chunk.starts), Arithmetic::fast, workspace, found.data());
+            for (std::size_t i = 0; i < found.size(); ++i) values[chunk.numbers[i]] = found[i];
+        }
+    }
+
+private:
+    // Columns of one problem: enough that the cost of a row does not show, few enough for the first-level cache.
+    static constexpr std::size_t kColumns = 512;
+
+    struct Chunk {
+        Layout layout;
+        std::vector<std::int32_t> starts;
+        std::vector<std::int32_t> numbers;
+    };
+    std::vector<Chunk> chunks_;
+    std::vector<Interner::Layer> members_;
+    std::vector<std::int32_t> starts_, numbers_;
+};
+
+}  // namespace
+
 // Target networks that are scored against the whole zoo together, and what they share.
 class Zoo::Batch {
 public:
@@ -171,33 +220,20 @@ public:
 
     // write(target network, row): row[j] = D(j -> target) for each j that is an original.
     template <class Write>
-    void solve_all(std::vector<Workspace>& workspaces, const Write& write) const {
+    void solve_all(std::vector<Workspace>& workspaces, const Sources& blocks, const Sources& networks, const Write& write) const {
         const LayerScores layers(zoo_.interner_, interner_, workspaces[0].meter);
         const auto workers = static_cast<unsigned>(workspaces.size());
-        const std::vector<Layout>& sources = zoo_.interner_.blocks();
-        const std::vector<Layout>& blocks = interner_.blocks();
+        const std::vector<Layout>& targets = interner_.blocks();
+        const std::size_t stride = zoo_.interner_.blocks().size();
+        std::vector<double> scores(targets.size() * stride);
         const auto none = [](std::int32_t, std::int32_t) { return 0.0; };
-        std::vector<double> scores(blocks.size() * sources.size());
-        parallel_for(blocks.size(), workers, [&](std::size_t t, unsigned worker) {
-            Workspace& workspace = workspaces[worker];
-            double* out = scores.data() + t * sources.size();
-            for (const Layout& source : sources) {
-                const Arena::Scope scope(workspace.arena);
-                *out++ = solve(make_problem(source, blocks[t], layers, none, workspace), Arithmetic::fast, workspace);
-            }
+        parallel_for(targets.size(), workers, [&](std::size_t t, unsigned worker) {
+            blocks.solve(targets[t], layers, none, workspaces[worker], scores.data() + t * stride);
         });
-        const auto block_score = [&](std::int32_t t, std::int32_t s) {
-            return scores[static_cast<std::size_t>(t) * sources.size() + static_cast<std::size_t>(s)];
-        };
+        const auto block_score = [&](std::int32_t t, std::int32_t s) { return scores[static_cast<std::size_t>(t) * stride + static_cast<std::size_t>(s)]; };
         parallel_for(targets_.size(), workers, [&](std::size_t t, unsigned worker) {
-            Workspace& workspace = workspaces[worker];
             std::vector<double> row(zoo_.networks_.size());
-            for (std::size_t j = 0; j < row.size(); ++j) {
-                const Network& source = zoo_.networks_[j];
-                if (source.original != static_cast<std::int32_t>(j)) continue;
-                const Arena::Scope scope(workspace.arena);
-                row[j] = solve(make_problem(source.layout, targets_[t].layout, layers, block_score, workspace), Arithmetic::fast, workspace);
-            }
+            networks.solve(targets_[t].layout, layers, block_score, workspaces[worker], row.data());
             write(targets_[t].network, row);
         });
     }
@@ -245,12 +281,25 @@ void Zoo::directed_rows(std::int32_t first, std::int32_t last, double* out, std:
         for (std::size_t j = 0; j < columns; ++j)
             to[j] = target.scored == 0 ? 0.0 : row[static_cast<std::size_t>(networks_[j].original)] / static_cast<double>(target.scored);
     };
+    Sources blocks, networks;
+    for (std::int32_t b = 0; b < this->blocks(); ++b) {
+        std::vector<std::int32_t> layers;
+        for (const std::int64_t layer : interner_.block_key(b)) layers.push_back(static_cast<std::int32_t>(layer));
+        blocks.add(b, members(layers, interner_), interner_);
+    }
+    blocks.close(interner_);
+    for (std::int32_t j = 0; j < size(); ++j) {
+        const Network& network = networks_[static_cast<std::size_t>(j)];
+        if (network.original == j) networks.add(j, members(network.elements, interner_), interner_);
+    }
+    networks.close(interner_);
+
     for (std::size_t next = 0; next < in_range.size();) {
         Batch batch(*this);
         do {
             batch.add(networks_[static_cast<std::size_t>(in_range[next++])].original);
         } while (next < in_range.size() && batch.bytes() < memory);
-        batch.solve_all(workspaces, write);
+        batch.solve_all(workspaces, blocks, networks, write);
     }
     for (std::int32_t i = first; i < last; ++i) {
         const std::int32_t from = leader[static_cast<std::size_t>(networks_[static_cast<std::size_t>(i)].original)];
