@@ -106,7 +106,10 @@ public:
         constexpr std::size_t kTogether = 256;
         parallel_for((candidates.size() + kTogether - 1) / kTogether, workers_, [&](std::size_t task, unsigned worker) {
             const std::size_t end = std::min(candidates.size(), (task + 1) * kTogether);
-            for (std::size_t i = task * kTogether; i < end; ++i) candidates[i].bound = loose_bound(network(candidates[i].network));
+            for (std::size_t i = task * kTogether; i < end; ++i) {
+                const Network& n = network(candidates[i].network);
+                candidates[i].bound = combined(loose_bound(n), n);
+            }
             workspaces_[worker].meter.spend(std::int64_t{kTogether} * 64);
         });
         std::ranges::sort(candidates, by_bound);
@@ -114,15 +117,23 @@ public:
         // The likeliest first, by the tighter bound: they raise the bar that the others must reach.
         const std::size_t likely = std::min(candidates.size(), std::max<std::size_t>(1024, 4 * k_));
         parallel_for(likely, workers_, [&](std::size_t i, unsigned) {
-            candidates[i].bound = std::min(candidates[i].bound, tight_bound(network(candidates[i].network)));
+            const Network& n = network(candidates[i].network);
+            candidates[i].bound = std::min(candidates[i].bound, combined(tight_bound(n), n));
         });
         std::sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(likely), by_bound);
         parallel_for(candidates.size(), workers_, [&](std::size_t i, unsigned worker) {
             const Candidate& candidate = candidates[i];
             if (hopeless(candidate.bound)) return;
             const Network& n = network(candidate.network);
-            if (i >= likely && hopeless(tight_bound(n))) return;
-            offer(candidate.network, exact(n, workspaces_[worker]));
+            Directions values = tight_bound(n);
+            if (hopeless(combined(values, n))) return;
+            // One direction may be enough to tell.
+            values.to_query = exact_to_query(n, workspaces_[worker]);
+            if (similarity_ == Similarity::symmetric) {
+                if (hopeless(combined(values, n))) return;
+                values.to_zoo = exact_to_zoo(n, workspaces_[worker]);
+            }
+            offer(candidate.network, combined(values, n));
         });
         aligned = aligned_;
         std::ranges::sort(found_, better);
@@ -154,15 +165,21 @@ private:
         if (found_.size() == k_) bar_.store(found_.front().similarity, std::memory_order_relaxed);
     }
 
-    double combined(double to_query, double to_zoo, std::int32_t zoo_scored) const {
-        const double forward = to_query / static_cast<double>(query_.num_scored());
-        return similarity_ == Similarity::directed ? forward : std::sqrt(forward * to_zoo / static_cast<double>(zoo_scored));
+    // D(zoo network -> query) and D(query -> zoo network), or bounds on them.
+    struct Directions {
+        double to_query = 0.0;
+        double to_zoo = 0.0;
+    };
+
+    double combined(const Directions& d, const Network& n) const {
+        if (n.scored == 0 || query_.num_scored() == 0) return 0.0;
+        const double forward = d.to_query / static_cast<double>(query_.num_scored());
+        return similarity_ == Similarity::directed ? forward : std::sqrt(forward * d.to_zoo / static_cast<double>(n.scored));
     }
 
     // (a) and (b) with the best score that each zoo layer gets from any layer of the query.
-    double loose_bound(const Network& n) const {
-        double to_query = 0.0;
-        double to_zoo = 0.0;
+    Directions loose_bound(const Network& n) const {
+        Directions bound;
         for_each_class(n, [&](std::size_t c, std::span<const LayerCount> layers) {
             double sum = 0.0;
             double squares = 0.0;
@@ -174,16 +191,15 @@ private:
                 count += layer.count;
             }
             const double queries = query_count_[c];
-            to_query += std::min(queries, std::sqrt(queries * squares));
-            to_zoo += std::min(sum, std::sqrt(count * queries));
+            bound.to_query += std::min(queries, std::sqrt(queries * squares));
+            bound.to_zoo += std::min(sum, std::sqrt(count * queries));
         });
-        return n.scored == 0 ? 0.0 : combined(to_query, to_zoo, n.scored);
+        return bound;
     }
 
     // The same with the best score that each query layer gets from this network.
-    double tight_bound(const Network& n) const {
-        double to_query = 0.0;
-        double to_zoo = 0.0;
+    Directions tight_bound(const Network& n) const {
+        Directions bound;
         for_each_class(n, [&](std::size_t c, std::span<const LayerCount> layers) {
             double zoo_sum = 0.0;
             double zoo_squares = 0.0;
@@ -206,10 +222,10 @@ private:
                 sum += mine.count * best;
                 squares += mine.count * best * best;
             }
-            to_query += std::min(sum, std::sqrt(query_count_[c] * zoo_squares));
-            to_zoo += std::min(zoo_sum, std::sqrt(zoo_count * squares));
+            bound.to_query += std::min(sum, std::sqrt(query_count_[c] * zoo_squares));
+            bound.to_zoo += std::min(zoo_sum, std::sqrt(zoo_count * squares));
         });
-        return n.scored == 0 ? 0.0 : combined(to_query, to_zoo, n.scored);
+        return bound;
     }
 
     // Calls visit(class, its layers) for the classes that the query has too.
@@ -222,24 +238,29 @@ private:
         }
     }
 
-    double exact(const Network& n, Workspace& workspace) const {
-        if (n.scored == 0 || query_.num_scored() == 0) return 0.0;
-        const std::vector<Layout>& mine = query_.interner().blocks();
-        const std::vector<Layout>& theirs = zoo_.interner_.blocks();
-        const auto none = [](std::int32_t, std::int32_t) { return 0.0; };
-        const auto solved = [&](const Layout& source, const Layout& target, const LayerScores& layers, const auto& block_score) {
-            const Arena::Scope scope(workspace.arena);
-            return solve(make_problem(source, target, layers, block_score, workspace), Arithmetic::fast, workspace);
-        };
-        const double to_query = solved(n.layout, query_.layout(), to_query_, [&](std::int32_t t, std::int32_t s) {
-            return query_blocks_.get(t, s, [&] { return solved(theirs[static_cast<std::size_t>(s)], mine[static_cast<std::size_t>(t)], to_query_, none); });
-        });
-        if (similarity_ == Similarity::directed) return combined(to_query, 0.0, n.scored);
-        const double to_zoo = solved(query_.layout(), n.layout, to_zoo_, [&](std::int32_t t, std::int32_t s) {
-            return zoo_blocks_.get(t, s, [&] { return solved(mine[static_cast<std::size_t>(s)], theirs[static_cast<std::size_t>(t)], to_zoo_, none); });
-        });
-        return combined(to_query, to_zoo, n.scored);
+    static double solved(const Layout& source, const Layout& target, const LayerScores& layers, const auto& block_score, Workspace& workspace) {
+        const Arena::Scope scope(workspace.arena);
+        return solve(make_problem(source, target, layers, block_score, workspace), Arithmetic::fast, workspace);
     }
+
+    static double no_blocks(std::int32_t, std::int32_t) { return 0.0; }
+
+    double exact_to_query(const Network& n, Workspace& workspace) const {
+        const auto block_score = [&](std::int32_t t, std::int32_t s) {
+            return query_blocks_.get(t, s, [&] { return solved(zoo_block(s), query_block(t), to_query_, no_blocks, workspace); });
+        };
+        return solved(n.layout, query_.layout(), to_query_, block_score, workspace);
+    }
+
+    double exact_to_zoo(const Network& n, Workspace& workspace) const {
+        const auto block_score = [&](std::int32_t t, std::int32_t s) {
+            return zoo_blocks_.get(t, s, [&] { return solved(query_block(s), zoo_block(t), to_zoo_, no_blocks, workspace); });
+        };
+        return solved(query_.layout(), n.layout, to_zoo_, block_score, workspace);
+    }
+
+    const Layout& query_block(std::int32_t b) const { return query_.interner().blocks()[static_cast<std::size_t>(b)]; }
+    const Layout& zoo_block(std::int32_t b) const { return zoo_.interner_.blocks()[static_cast<std::size_t>(b)]; }
 
     const Zoo& zoo_;
     const Sequence& query_;
