@@ -55,7 +55,7 @@ class IndexFileError(PyAssembleError, ValueError):
 
 
 class MatrixError(PyAssembleError, ValueError):
-    """An array that cannot take the matrix of similarities: another shape, type or layout."""
+    """An array that cannot be a matrix of similarities, or take one: another shape, type, layout or range of values."""
 
 
 class ShardError(PyAssembleError, ValueError):

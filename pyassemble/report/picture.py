@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyassemble.atomic import replacing
 from pyassemble.errors import UnknownOptionError
 from pyassemble.report.labels import element_labels, shortened, within
+from pyassemble.report.placement import spread
 from pyassemble.transfer.matching import layer_score
 
 if TYPE_CHECKING:
@@ -373,13 +374,7 @@ def _spread(anchors: Sequence[tuple[str, float, bool]], height: float) -> tuple[
     """Moves labels apart until none covers the next, staying within the drawing; too many are thinned out."""
     room = max(1, int(height / _LABEL_STEP) + 1)
     kept = anchors[:: -(-len(anchors) // room)] if anchors else ()
-    places: list[float] = []
-    for _, at, _ in kept:
-        places.append(max(at, places[-1] + _LABEL_STEP) if places else at)
-    limit = height
-    for index in range(len(places) - 1, -1, -1):
-        places[index] = min(places[index], limit)
-        limit = places[index] - _LABEL_STEP
+    places = spread([at for _, at, _ in kept], _LABEL_STEP, height)
     return tuple(_Label(text, at, placed, strong) for (text, at, strong), placed in zip(kept, places, strict=True))
 
 
