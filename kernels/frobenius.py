@@ -262,7 +262,8 @@ def _triton(clean: list[torch.Tensor], perturbed: list[torch.Tensor], *, by_valu
     if units:
         source = getattr(tl, str(like.dtype).removeprefix("torch."))
         _triton_squares_kernel[(units,)](
-            sums, rows, len(clean), _WORDS, 1 << (len(clean) - 1).bit_length(), source, wide, bool(aligned), BLOCK, PART,
+            sums, rows, len(clean), _WORDS, 1 << (len(clean) - 1).bit_length(), source, wide,
+            bool(aligned), BLOCK, PART,
             enable_fp_fusion=False,
         )  # fmt: skip
     _triton_scores_kernel[(len(clean),)](scores, sums, rows, like.shape[0], _WORDS, wide, 128, enable_fp_fusion=False)

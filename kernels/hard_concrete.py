@@ -44,7 +44,7 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # L0, section 4; Merging
 
 UNIT = 16384  # elements that one thread of the CPU takes at a time: 64 KiB of float32, within a core's own cache
 RUN = 4096  # elements summed in float32 before the sum goes on in float64
-ROWS = 32  # the same for sums that run over rows of channels
+ROWS = 8  # the same for sums that run over rows of channels, which have no lanes to spread over
 
 TILE = 2048  # elements of a Triton program's tile; neither number has been tuned on a GPU
 TILES = 8  # tiles along which one program of the backward pass sums
@@ -297,6 +297,7 @@ def _triton_gates(  # type: ignore[no-untyped-def]
     """Gates and their derivatives by loc, of the broadcast shape of sample (int64) and channel (int32)."""
     if SEED_IN_MEMORY:
         seed = tl.load(seed_ptr)
+    sample = sample.to(tl.int64)
     low = (sample & 0xFFFFFFFF).to(tl.uint32)
     high = (sample >> 32).to(tl.uint32)
     draw, low = tl.broadcast(channel, low)
@@ -360,7 +361,7 @@ def _triton_backward_kernel(  # type: ignore[no-untyped-def]
                 loc_ptr, seed_ptr, seed, sample, c, c < channels, BETA, GAMMA, ZETA, SEED_IN_MEMORY, DTYPE
             )
         for first in range(part * space_together, last, BLOCK_S):
-            s = first + tl.arange(0, BLOCK_S)[:, None]
+            s = (first + tl.arange(0, BLOCK_S)[:, None]).to(tl.int64)
             if CHANNELS_INSIDE:
                 place = plane * space * channels + s * channels + c
             else:
