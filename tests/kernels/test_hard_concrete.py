@@ -139,7 +139,7 @@ def test_distribution_has_the_closed_form(loc: float) -> None:
 @pytest.mark.parametrize("case", ["odd", "channels last", "features", "channels in the middle"])
 def test_nan_and_infinity_go_where_eager_sends_them(backend: str, case: str) -> None:
     x, loc, dy, dim = example(case, torch.float32)
-    x.view(-1)[::5] = math.inf if x.is_contiguous() else x.view(-1)[::5]
+    x[..., -1] = math.inf
     x[0].select(dim - 1, 0).fill_(math.nan)
     x[1].select(dim - 1, 1).fill_(-math.inf)
     dy[2].select(dim - 1, 2).fill_(math.inf)

@@ -29,8 +29,8 @@ def test_leaves_the_module_as_it_was() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
     network[2].eval()
     state = {k: v.clone() for k, v in network.state_dict().items()}
-    scorer = LayerScorer(network, "2")
-    assert scorer(torch.randn(2, 3, 5, 5)) == scorer(torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))) or True
+    scorer, x = LayerScorer(network, "2"), torch.randn(2, 3, 5, 5)
+    assert scorer(x) == scorer(x)
     assert [m.training for m in network] == [True, True, False]
     assert network.training
     assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())

@@ -63,7 +63,9 @@ def test_gradient_and_special_values() -> None:
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a: perturb(a, 0.1, seed=3), (x,))
     y = perturb(torch.tensor([math.nan, math.inf, -math.inf]), 0.1, seed=3)
-    assert torch.equal(torch.nan_to_num(y, nan=7.0), torch.nan_to_num(torch.tensor([math.nan, math.inf, -math.inf]), nan=7.0))
+    assert torch.equal(
+        torch.nan_to_num(y, nan=7.0), torch.nan_to_num(torch.tensor([math.nan, math.inf, -math.inf]), nan=7.0)
+    )
 
 
 @pytest.mark.slow
