@@ -76,7 +76,8 @@ def test_interpreter_and_numba_agree(case: str) -> None:
         pytest.skip("Triton compiles for the GPU instead")
     x, loc, dy, dim = example(case, torch.float32)
     seed = torch.tensor(2**40 + 3)
-    for a, b in zip(gate("numba", x, loc, dy, seed=seed, dim=dim), gate("interpreter", x, loc, dy, seed=seed, dim=dim)):
+    ours, others = (gate(backend, x, loc, dy, seed=seed, dim=dim) for backend in ("numba", "interpreter"))
+    for a, b in zip(ours, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=2e-6)
 
 
