@@ -76,7 +76,7 @@ def compare(record: Any, shape: tuple[int, ...], device: str, dtype: torch.dtype
 @pytest.mark.parametrize("shape", CPU_SHAPES, ids=str)
 def test_gate_on_the_cpu(record: Any, request: pytest.FixtureRequest, shape: tuple[int, ...], last: bool) -> None:
     smoke = smoke_run(request.config)
-    compare(record, (2, 4, 8, 8) if smoke else shape, "cpu", torch.float32, last, 1 if smoke else 200)
+    compare(record, (2, 4, 8, 8) if smoke else shape, "cpu", torch.float32, last, 1 if smoke else 60)
 
 
 @pytest.mark.cuda
