@@ -190,6 +190,18 @@ def test_compilers_are_imported_on_first_use() -> None:
     assert found.split() == ["False", "False", "False", "True", "False", "False"]
 
 
+def test_only_the_exceptions_are_taken_from_the_rest_of_the_package() -> None:
+    found = python(
+        "import importlib.util, sys, types\n"
+        "bare = types.ModuleType('pyassemble')\n"
+        "bare.__path__ = list(importlib.util.find_spec('pyassemble').submodule_search_locations)\n"
+        "sys.modules['pyassemble'] = bare\n"
+        "from pyassemble.kernels import L0Gate2d, LayerScorer\n"
+        "print(*{m for m in sys.modules if m.startswith('pyassemble.')} - {m for m in sys.modules if '.kernels' in m})"
+    )
+    assert found.split() == ["pyassemble.errors"]
+
+
 def test_a_forked_process_computes() -> None:
     """A data loader's worker, after the parent has used its threads. NumPy makes and compares the arrays, because
     PyTorch's own threads do not survive a fork.
