@@ -32,7 +32,10 @@ def benchmarks() -> str:
 
 def kernels() -> str:
     """Table of the last saved run of the kernels' benchmarks: one line for each case, one column for each peer."""
-    with (RESULTS / "kernels.csv").open(newline="") as file:
+    saved = RESULTS / "kernels.csv"
+    if not saved.exists():
+        return "No figures have been saved yet."
+    with saved.open(newline="") as file:
         rows = list(csv.DictReader(file))
     shares = {row["what"].removesuffix(": of copy bandwidth"): row for row in rows if row["unit"] == "%"}
     lines = [
