@@ -236,7 +236,7 @@ def _cpu_gates(x: torch.Tensor, loc: torch.Tensor, draw: _Draw) -> tuple[Any, An
     slope = np.empty(gate.shape, np.float64)
     seed = draw.seed if draw.seed_tensor is None else int(draw.seed_tensor)
     values = parallel.memory(loc.detach().to(torch.float64).contiguous())
-    # A gate costs about as much as 16 elements, so that few gates already deserve a second thread.
+    # A gate costs as much as some tens of elements, so that few gates already deserve a second thread.
     units = gate.shape[0] * -(-gate.shape[1] // 4)
     parallel.launch(
         _cpu_table, units, 64, gate, slope, values, seed, draw.sample_offset, draw.beta, draw.gamma, draw.zeta
