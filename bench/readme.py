@@ -30,9 +30,40 @@ def benchmarks() -> str:
     return "\n".join(lines)
 
 
+def kernels() -> str:
+    """Table of the last saved run of the kernels' benchmarks: one line for each case, one column for each peer."""
+    saved = RESULTS / "kernels.csv"
+    if not saved.exists():
+        return "No figures have been saved yet."
+    with saved.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    shares = {row["what"].removesuffix(": of copy bandwidth"): row for row in rows if row["unit"] == "%"}
+    lines = [
+        "| what | time | published form | good eager | torch.compile | of copy bandwidth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for what in dict.fromkeys(row["what"] for row in rows if row["unit"] == "s"):
+        measured = [row for row in rows if row["what"] == what]
+        ratios = {row["peer"]: f"{float(row['ratio']):.2f} ×" for row in measured if row["ratio"]}
+        share = f"{float(shares[what]['value']):.0f} %" if what in shares else ""
+        cells = [quantity(measured[0]["value"], "s"), *(ratios.get(p, "") for p in ("published", "eager", "compiled"))]
+        lines.append(f"| {' | '.join([what, *cells, share])} |")
+    last = rows[-1]
+    lines.append("")
+    lines.append(
+        "Medians of alternating turns; a peer's time as a multiple of ours: "
+        "`python -m pytest bench/test_hard_concrete.py "
+        "bench/test_frobenius.py --benchmark-enable --save-results kernels`. "
+        f"{last['device']}, Python {last['python']}, torch {last['torch']}, commit {last['commit']}."
+    )
+    return "\n".join(lines)
+
+
 def quantity(value: str, unit: str) -> str:
     """A figure in the unit that keeps it readable."""
     number = float(value)
+    if unit == "s" and number < 1e-3:
+        return f"{number * 1e6:.3g} µs"
     if unit == "s" and number < 1:
         return f"{number * 1e3:.3g} ms"
     return f"{number:.3g} {unit}"
@@ -63,6 +94,7 @@ def main() -> None:
     """Rewrite README.md."""
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(encoding="utf-8"), "bench", benchmarks())
+    text = replaced(text, "kernels", kernels())
     readme.write_text(replaced(text, "transfer", transfer_results()), encoding="utf-8")
 
 

@@ -35,6 +35,14 @@ class TensorError(PyAssembleError, ValueError):
     """A tensor that cannot be read or written: on the meta device, non-finite, quantized, of a foreign dtype."""
 
 
+class ArgumentTypeError(PyAssembleError, TypeError):
+    """An argument of a type that is not accepted."""
+
+
+class OutOfRangeError(PyAssembleError, ValueError):
+    """A number outside the range that is accepted."""
+
+
 class WeightsFileError(PyAssembleError, ValueError):
     """A weights file that is missing, truncated, or not in a format that is read."""
 

@@ -1,0 +1,59 @@
+"""Timing several functions in turns, so that a change of the machine's speed meets all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+CUDA_BYTES = [2**26, 2**28, 2**30, 2**32]
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pytest
+
+
+def medians(functions: Mapping[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, float]:
+    """Median seconds of each function; on CUDA by events on the device."""
+    for function in functions.values():  # compilation, caches, allocator
+        function()
+        function()
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            taken[name].append(_seconds(function, device))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def _seconds(function: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def peak_memory(function: Callable[[], Any], device: str) -> int:
+    """Bytes allocated at once beyond what was there before; zero on the CPU, where PyTorch does not count."""
+    if device == "cpu":
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def smoke_run(config: pytest.Config) -> bool:
+    """Whether the benchmarks only have to run, not to measure."""
+    return bool(config.getoption("--benchmark-disable") and not config.getoption("--benchmark-enable"))

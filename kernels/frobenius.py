@@ -1,0 +1,360 @@
+"""How far a perturbation moves each of several candidates' outputs: one pass over all of them, no tensor in between.
+
+For candidate k with outputs f_k(x) and f_k(x + noise) of shape (B, ...) (PA-DNN: Liu, Lu, Zhao, Zhao, Luo,
+*Differentiable neural network for assembling blocks*, eq. 4):
+
+    score_k = log( 1/B  sum over samples i of || f_k(x_i) - f_k(x_i + noise_i) ||_F )
+
+The candidates' shapes may all differ: a table of their addresses and sizes goes to one launch, which cuts every sample
+of every candidate into parts of one size. Differences and sums of squares are in float32 (float64 where the outputs
+are); the parts' sums are added in an order that the shapes alone decide. The two tensors of a candidate may be the two
+halves of one batch: each sample is read where it lies, in any dense layout.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyassemble.errors import ArgumentTypeError, TensorError
+from pyassemble.kernels import parallel
+from pyassemble.kernels.checks import check_tensor, describe
+from pyassemble.kernels.deferred import numba_intrinsic, numba_jit, triton_jit
+from pyassemble.kernels.halves import load
+from pyassemble.kernels.layout import is_dense, same_order
+from pyassemble.kernels.operators import operator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import triton.language as tl
+    from numba import carray  # type: ignore[attr-defined]
+
+UNIT = 16384  # elements that one thread of the CPU takes at a time
+RUN = 4096  # elements summed in float32 before the sum goes on in float64
+
+BLOCK = 2048  # elements of a Triton program's tile, and of all its tiles; neither has been tuned on a GPU
+PART = 8 * BLOCK
+
+# Columns of the table: addresses, elements from one sample to the next in either tensor, elements of a sample, parts
+# of a sample, samples to a unit, first unit, place of the first sum.
+_CLEAN, _PERTURBED, _CLEAN_STEP, _PERTURBED_STEP, _SIZE, _PARTS, _TOGETHER, _FIRST, _SUMS, _WORDS = range(10)
+
+
+def frobenius_score_reference(clean: Sequence[torch.Tensor], perturbed: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The same in plain PyTorch, in the tensors' own types.
+
+    Args:
+        clean: Outputs (B, ...) of each candidate.
+        perturbed: Outputs of the same shapes for the perturbed inputs.
+
+    Returns:
+        (K,).
+    """
+    distances = [(c - p).flatten(1).norm(dim=1).mean() for c, p in zip(clean, perturbed, strict=True)]
+    return torch.stack(distances).log()
+
+
+# -- The table ---------------------------------------------------------------------------------------------------------
+
+
+def _table(clean: list[torch.Tensor], perturbed: list[torch.Tensor], unit: int, least_together: int) -> Any:
+    """One row per candidate, as numpy array; numbers of all units and of all sums."""
+    rows = []
+    units = sums = 0
+    for c, p in zip(clean, perturbed, strict=True):
+        samples = c.shape[0]
+        size = c.numel() // samples
+        parts = -(-size // unit)
+        together = max(1, least_together // size) if size else samples
+        rows.append((c.data_ptr(), p.data_ptr(), c.stride(0), p.stride(0), size, parts, together, units, sums))
+        units += -(-samples // together) * parts
+        sums += samples * parts
+    return np.array(rows, np.int64), units, sums
+
+
+def _readable(c: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two tensors, or copies whose samples are dense and alike in layout."""
+    if c.is_contiguous() and p.is_contiguous():  # the quick answer for nearly all
+        return c, p
+    sample = c[0]
+    if is_dense(sample) and same_order(sample, p[0]):
+        return c, p
+    return c.contiguous(), p.contiguous()
+
+
+# -- CPU ---------------------------------------------------------------------------------------------------------------
+
+
+@numba_intrinsic
+def _pointer(context: Any, address: Any) -> Any:
+    """An int64 as untyped pointer, for ``numba.carray``."""
+    types = importlib.import_module("numba.core.types")
+
+    def convert(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), convert
+
+
+@numba_jit(reassociate=True)
+def _squares(clean: Any, perturbed: Any, zero: Any) -> Any:
+    total = zero
+    for i in range(clean.size):
+        d = load(clean, i) - load(perturbed, i)
+        total += d * d
+    return total
+
+
+@numba_jit()
+def _cpu_squares(
+    start: Any, stop: Any, sums: Any, table: Any, samples: Any, like: Any, zero: Any, bytes_each: Any, unit: Any,
+    run: Any,
+) -> None:  # fmt: skip
+    """Unit: a part of one sample, or several small samples of one candidate."""
+    k = 0
+    for n in range(start, stop):
+        while k + 1 < table.shape[0] and table[k + 1, _FIRST] <= n:
+            k += 1
+        size, parts, together = table[k, _SIZE], table[k, _PARTS], table[k, _TOGETHER]
+        first = (n - table[k, _FIRST]) // parts * together
+        part = (n - table[k, _FIRST]) % parts
+        low = part * unit
+        high = min(size, low + unit)
+        for sample in range(first, min(samples, first + together)):
+            clean = table[k, _CLEAN] + sample * table[k, _CLEAN_STEP] * bytes_each
+            perturbed = table[k, _PERTURBED] + sample * table[k, _PERTURBED_STEP] * bytes_each
+            a = carray(_pointer(clean), (size,), like.dtype)
+            b = carray(_pointer(perturbed), (size,), like.dtype)
+            total = 0.0
+            for i in range(low, high, run):
+                j = min(high, i + run)
+                total += np.float64(_squares(a[i:j], b[i:j], zero))
+            sums[table[k, _SUMS] + sample * parts + part] = total
+
+
+@numba_jit()
+def _cpu_scores(scores: Any, sums: Any, table: Any, samples: Any) -> None:
+    for k in range(table.shape[0]):
+        total = 0.0
+        parts = table[k, _PARTS]
+        for sample in range(samples):
+            square = 0.0
+            for part in range(parts):
+                square += sums[table[k, _SUMS] + sample * parts + part]
+            total += math.sqrt(square)
+        scores[k] = math.log(total / samples) if total != 0.0 else -math.inf
+
+
+def _cpu(clean: list[torch.Tensor], perturbed: list[torch.Tensor]) -> torch.Tensor:
+    samples = clean[0].shape[0]
+    table, units, places = _table(clean, perturbed, UNIT, UNIT)
+    sums = np.empty(places)
+    scores = np.empty(len(clean), np.float32)
+    like = parallel.memory(clean[0].new_empty(0))
+    zero = np.float64(0) if like.dtype == np.float64 else np.float32(0)
+    elements = sum(c.numel() for c in clean) // max(1, units)
+    parallel.launch(_cpu_squares, units, elements, sums, table, samples, like, zero, like.itemsize, UNIT, RUN)
+    _cpu_scores(scores, sums, table, samples)
+    return torch.from_numpy(scores)
+
+
+# -- CUDA --------------------------------------------------------------------------------------------------------------
+
+
+@triton_jit()
+def _triton_squares_kernel(  # type: ignore[no-untyped-def]
+    sums_ptr, table_ptr, candidates, COLUMNS: tl.constexpr, CANDIDATES: tl.constexpr, SOURCE: tl.constexpr,
+    DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """One part of one sample; the table's rows tell which, columns in the order named at the top of the file."""
+    program = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, CANDIDATES)
+    first = tl.load(table_ptr + k * COLUMNS + 7, mask=k < candidates, other=0)
+    row_ptr = table_ptr + (tl.sum(((first <= program) & (k < candidates)).to(tl.int32), axis=0) - 1) * COLUMNS
+    size = tl.load(row_ptr + 4)
+    parts = tl.load(row_ptr + 5)
+    unit = program - tl.load(row_ptr + 7)
+    sample = unit // parts
+    clean_ptr = tl.load(row_ptr).to(tl.pointer_type(SOURCE)) + sample * tl.load(row_ptr + 2)
+    perturbed_ptr = tl.load(row_ptr + 1).to(tl.pointer_type(SOURCE)) + sample * tl.load(row_ptr + 3)
+    low = unit % parts * PART
+    if ALIGNED:  # lets loads be 16 bytes wide, which nothing else tells of an address from a table
+        clean_ptr = tl.multiple_of(clean_ptr, 16)
+        perturbed_ptr = tl.multiple_of(perturbed_ptr, 16)
+        low = tl.multiple_of(low, PART)
+    total = tl.zeros((BLOCK,), DTYPE)
+    if low + PART <= size:  # without a mask, whose end nothing tells to be a multiple of a load's width
+        for start in range(0, PART, BLOCK):
+            i = low + start + tl.arange(0, BLOCK)
+            difference = tl.load(clean_ptr + i).to(DTYPE) - tl.load(perturbed_ptr + i).to(DTYPE)
+            total += difference * difference
+    else:
+        for start in range(0, PART, BLOCK):
+            i = low + start + tl.arange(0, BLOCK)
+            clean = tl.load(clean_ptr + i, mask=i < size, other=0.0).to(DTYPE)
+            perturbed = tl.load(perturbed_ptr + i, mask=i < size, other=0.0).to(DTYPE)
+            total += (clean - perturbed) * (clean - perturbed)
+    tl.store(sums_ptr + tl.load(row_ptr + 8) + unit, tl.sum(total, axis=0))
+
+
+@triton_jit()
+def _triton_scores_kernel(  # type: ignore[no-untyped-def]
+    scores_ptr, sums_ptr, table_ptr, samples, COLUMNS: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One candidate: root of each sample's sum, their mean, its logarithm."""
+    row_ptr = table_ptr + tl.program_id(0) * COLUMNS
+    parts = tl.load(row_ptr + 5)
+    sums_ptr += tl.load(row_ptr + 8)
+    total = tl.zeros((BLOCK,), DTYPE)
+    for start in range(0, samples, BLOCK):
+        sample = start + tl.arange(0, BLOCK)
+        square = tl.zeros((BLOCK,), DTYPE)
+        for part in range(0, parts):
+            square += tl.load(sums_ptr + sample.to(tl.int64) * parts + part, mask=sample < samples, other=0.0)
+        total += tl.sqrt(square)
+    tl.store(scores_ptr + tl.program_id(0), tl.log(tl.sum(total, axis=0) / samples).to(tl.float32))
+
+
+@triton_jit(do_not_specialize=("place", "w0", "w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8"))
+def _triton_write_row_kernel(table_ptr, place, w0, w1, w2, w3, w4, w5, w6, w7, w8):  # type: ignore[no-untyped-def]
+    row_ptr = table_ptr + place
+    tl.store(row_ptr, w0.to(tl.int64))
+    tl.store(row_ptr + 1, w1.to(tl.int64))
+    tl.store(row_ptr + 2, w2.to(tl.int64))
+    tl.store(row_ptr + 3, w3.to(tl.int64))
+    tl.store(row_ptr + 4, w4.to(tl.int64))
+    tl.store(row_ptr + 5, w5.to(tl.int64))
+    tl.store(row_ptr + 6, w6.to(tl.int64))
+    tl.store(row_ptr + 7, w7.to(tl.int64))
+    tl.store(row_ptr + 8, w8.to(tl.int64))
+
+
+def _on_device(table: Any, device: torch.device, by_value: bool) -> torch.Tensor:
+    """The table on the device.
+
+    By value, its words are arguments of kernels: a CUDA graph must not remember an address of the host's memory, which
+    will hold something else when it is replayed.
+    """
+    if not by_value:
+        return torch.from_numpy(table).to(device)
+    written = torch.empty(table.shape, dtype=torch.int64, device=device)
+    for k, row in enumerate(table.tolist()):
+        _triton_write_row_kernel[(1,)](written, k * _WORDS, *row, enable_fp_fusion=False)
+    return written
+
+
+def _triton(clean: list[torch.Tensor], perturbed: list[torch.Tensor], *, by_value: bool = False) -> torch.Tensor:
+    tl: Any = importlib.import_module("triton.language")
+    like = clean[0]
+    table, units, places = _table(clean, perturbed, PART, 1)
+    aligned = not (table[:, _CLEAN : _PERTURBED + 1] % 16).any()
+    aligned &= not (table[:, _CLEAN_STEP : _PERTURBED_STEP + 1] * like.element_size() % 16).any()
+    double = like.dtype is torch.float64
+    wide = tl.float64 if double else tl.float32
+    sums = torch.empty(places, dtype=torch.float64 if double else torch.float32, device=like.device)
+    scores = torch.empty(len(clean), dtype=torch.float32, device=like.device)
+    rows = _on_device(table, like.device, by_value)
+    if units:
+        source = getattr(tl, str(like.dtype).removeprefix("torch."))
+        _triton_squares_kernel[(units,)](
+            sums, rows, len(clean), _WORDS, 1 << (len(clean) - 1).bit_length(), source, wide,
+            bool(aligned), BLOCK, PART,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    _triton_scores_kernel[(len(clean),)](scores, sums, rows, like.shape[0], _WORDS, wide, 128, enable_fp_fusion=False)
+    return scores
+
+
+# -- Operator ----------------------------------------------------------------------------------------------------------
+
+
+def _run(clean: list[torch.Tensor], perturbed: list[torch.Tensor]) -> torch.Tensor:
+    device = clean[0].device
+    if clean[0].shape[0] == 0:  # the mean of nothing
+        return torch.full((len(clean),), math.nan, device=device)
+    if device.type not in ("cpu", "cuda"):
+        wide = [torch.promote_types(c.dtype, torch.float32) for c in clean]
+        pairs = [(c.to(w), p.to(w)) for c, p, w in zip(clean, perturbed, wide, strict=True)]
+        return frobenius_score_reference(*zip(*pairs, strict=True)).to(torch.float32)
+    pairs = [_readable(c, p) for c, p in zip(clean, perturbed, strict=True)]
+    dtypes = dict.fromkeys(c.dtype for c in clean)
+    if len(dtypes) == 1:
+        return _score([c for c, _ in pairs], [p for _, p in pairs])
+    scores = torch.empty(len(clean), dtype=torch.float32, device=device)
+    for dtype in dtypes:  # one launch for each
+        chosen = [k for k, c in enumerate(clean) if c.dtype is dtype]
+        part = _score([pairs[k][0] for k in chosen], [pairs[k][1] for k in chosen])
+        for place, k in enumerate(chosen):  # not by a tensor of indices, which would come from the host
+            scores[k] = part[place]
+    return scores
+
+
+def _score(clean: list[torch.Tensor], perturbed: list[torch.Tensor]) -> torch.Tensor:
+    device = clean[0].device
+    if device.type == "cpu":
+        return _cpu(clean, perturbed)
+    with torch.cuda.device(device):
+        return _triton(clean, perturbed, by_value=torch.cuda.is_current_stream_capturing())
+
+
+def _fake(clean: list[torch.Tensor], perturbed: list[torch.Tensor]) -> torch.Tensor:
+    return clean[0].new_empty((len(clean),), dtype=torch.float32)
+
+
+_frobenius = operator("frobenius_score(Tensor[] clean, Tensor[] perturbed) -> Tensor", _run, _fake)
+
+
+def frobenius_score(clean: Sequence[torch.Tensor], perturbed: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Logarithm of the mean distance between each candidate's clean and perturbed outputs (PA-DNN, eq. 4).
+
+    On CUDA, one launch reads everything and a second, of one small program per candidate, makes the scores; on the CPU
+    the same work is shared by PyTorch's number of threads. Candidates of several types take one launch for each type.
+
+    Args:
+        clean: K tensors (B, ...), one per candidate, of any shapes with the same B; float32, bfloat16, float16 or
+            float64.
+        perturbed: K tensors of the same shapes and types. ``batch[:B]`` and ``batch[B:]`` of one output will do.
+
+    Returns:
+        (K,), float32, higher for larger distances. A distance of zero gives -inf, NaN or infinity in an output give
+        NaN or infinity, B = 0 gives NaN: none of these is an error. Not differentiable.
+
+    Raises:
+        ArgumentTypeError: Not two sequences of tensors.
+        TensorError: Numbers, shapes, types or devices that do not go together.
+    """
+    clean, perturbed = _listed("clean", clean), _listed("perturbed", perturbed)
+    if len(clean) != len(perturbed):
+        raise TensorError(f"{len(clean)} clean and {len(perturbed)} perturbed tensors; accepted: as many of both")
+    if not clean:
+        return torch.empty(0)
+    _check(clean, perturbed)
+    scores: torch.Tensor = _frobenius([c.detach() for c in clean], [p.detach() for p in perturbed])
+    return scores
+
+
+def _listed(name: str, tensors: Any) -> list[torch.Tensor]:
+    if isinstance(tensors, torch.Tensor) or not isinstance(tensors, (list, tuple)):
+        raise ArgumentTypeError(f"{name} must be a list of tensors, one per candidate, not {type(tensors).__name__}")
+    return list(tensors)
+
+
+def _check(clean: list[torch.Tensor], perturbed: list[torch.Tensor]) -> None:
+    for k, (c, p) in enumerate(zip(clean, perturbed, strict=True)):
+        check_tensor(f"clean[{k}]", c)
+        check_tensor(f"perturbed[{k}]", p)
+        if c.shape != p.shape or c.dtype != p.dtype or c.device != p.device or not c.ndim:
+            raise TensorError(
+                f"{describe(f'clean[{k}]', c)} and {describe(f'perturbed[{k}]', p)}; accepted: one shape (B, ...), "
+                "type and device for both"
+            )
+        if c.shape[0] != clean[0].shape[0] or c.device != clean[0].device:
+            raise TensorError(
+                f"{describe(f'clean[{k}]', c)} beside {describe('clean[0]', clean[0])}; accepted: one batch size and "
+                "device for all candidates"
+            )
