@@ -1,6 +1,14 @@
 """pyassemble: reuse pretrained neural networks."""
 
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from pyassemble.errors import (
+    ArgumentTypeError,
     BuildCacheError,
     DuplicateNameError,
     EmptyNetworkError,
@@ -10,6 +18,7 @@ from pyassemble.errors import (
     NetworkSpecError,
     NoCommonLayerError,
     NumbaFallbackWarning,
+    OutOfRangeError,
     PyAssembleError,
     ShardError,
     StandardizationWarning,
@@ -20,15 +29,15 @@ from pyassemble.errors import (
     WorkerError,
 )
 
-# Imported here, not on first use: the functions `transfer` (and later `merge`, `assemble`) share their name with the
-# folder they live in, and a submodule imported later would otherwise take the function's place.
-from pyassemble.transfer import Alignment, TransferReport, align, similarity, transfer
-from pyassemble.zoo import Zoo
+if TYPE_CHECKING:
+    from pyassemble.transfer import Alignment, TransferReport, align, similarity, transfer
+    from pyassemble.zoo import Zoo
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Alignment",
+    "ArgumentTypeError",
     "BuildCacheError",
     "DuplicateNameError",
     "EmptyNetworkError",
@@ -38,6 +47,7 @@ __all__ = [
     "NetworkSpecError",
     "NoCommonLayerError",
     "NumbaFallbackWarning",
+    "OutOfRangeError",
     "PyAssembleError",
     "ShardError",
     "StandardizationWarning",
@@ -53,3 +63,39 @@ __all__ = [
     "similarity",
     "transfer",
 ]
+
+# Imported on first use: `import pyassemble.kernels` alone takes nothing of the rest.
+_HOMES = {
+    "Alignment": "pyassemble.transfer",
+    "TransferReport": "pyassemble.transfer",
+    "Zoo": "pyassemble.zoo",
+    "align": "pyassemble.transfer",
+    "similarity": "pyassemble.transfer",
+    "transfer": "pyassemble.transfer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """A package whose functions keep their names although folders have the same (``pa.transfer``).
+
+    Importing a submodule binds it to its name in the package; where that is a function's name, it stays the function's.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and _HOMES.get(name) == f"{__name__}.{name}"):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
