@@ -22,8 +22,9 @@ class _Commands(TyperGroup):
         try:
             with one_line_warnings():
                 return super().invoke(ctx)
-        except KeyboardInterrupt:
-            say("interrupted", "red", "nothing further was written")
+        except KeyboardInterrupt as interrupt:
+            # A command that can go on later says so in the exception.
+            say("interrupted", "red", str(interrupt) or "nothing further was written")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             raise  # whoever read the output has left; typer ends quietly
