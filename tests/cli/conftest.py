@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.work import Work
+from tests.zoo.conftest import hub  # noqa: F401
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,13 +15,16 @@ import pyassemble as pa
 from pyassemble.cli.zoo.nearest import Similarity
 from pyassemble.network.sources import load_network
 from pyassemble.report.zoo import count_text
+from pyassemble.zoo.hub import read_repository
 from pyassemble.zoo.shipped import shipped_zoo
 from pyassemble.zoo.zoo import SIMILARITIES
+from tests.zoo.hub_server import safetensors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.cli.work import Work
+    from tests.zoo.hub_server import HubServer
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ class TestRanking:
         assert lines[0].split() == ["#", "name", "similarity", "size", "license", "weights"]
         assert max(map(len, lines)) <= 80
         small = next(line for line in lines if line.split()[1:2] == ["small"])
-        assert small.split() == ["1", "small", "1.0000", "134", "—", "—"]
+        assert small.split() == ["1", "small", "1.0000", "130", "—", "—"]
         assert "3 of 4 networks, symmetric similarity" in lines[-1]
 
     def test_names_with_brackets_and_approximate_entries(self, work: Work, index: Path) -> None:
@@ -74,11 +78,25 @@ class TestRanking:
         (row,) = json.loads(output)["nearest"]
         assert (row["name"], row["approximate"]) == ("file", True)
         output = work.good("zoo", "nearest", work.small, "--zoo", index, "--weights", "--k", 9, "--json", "-")
-        assert [row["name"] for row in json.loads(output)["nearest"]] == ["file", "large [wide]", "long"]
+        everything = [name for name, _ in pa.Zoo.load(index).nearest(load_network(work.small))]
+        assert [row["name"] for row in json.loads(output)["nearest"]] == [n for n in everything if n != "small"]
 
     def test_weights_file_as_the_network(self, work: Work, index: Path) -> None:
         output = work.good("zoo", "nearest", work.weights, "--zoo", index, "--k", 1)
         assert "approximate, " in output
+
+    def test_hub_repository_without_its_weights(
+        self, work: Work, index: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The address of the Hub is read from the environment when a process starts.
+        monkeypatch.setattr("pyassemble.zoo.hub.read_repository", partial(read_repository, endpoint=hub.url))
+        shapes = {name: tuple(tensor.shape) for name, tensor in work.source.state_dict().items()}
+        hub.add("me/net", {"model.safetensors": safetensors(shapes)})
+        output = work.good("zoo", "nearest", "hf-hub:me/net", "--zoo", index, "--k", 1, "--json", "-")
+        document = json.loads(output)
+        assert (document["network"], document["approximate"]) == ("hf-hub:me/net", True)
+        assert document["nearest"][0]["similarity"] == 1.0
+        assert "me/none" in work.error("zoo", "nearest", "hf-hub:me/none", "--zoo", index)
 
     def test_json_file_beside_the_table(self, work: Work, index: Path) -> None:
         file = work.folder / "a.json"
