@@ -74,7 +74,6 @@ def _read(spec: NetworkSpec, timm: Zoo | None) -> Entry:
     from pyassemble.network.sources import SpecKind, load_network
     from pyassemble.zoo import Entry
     from pyassemble.zoo.hub import read_repository
-    from pyassemble.zoo.initialization import SkipInitialization
     from pyassemble.zoo.shipped import shipped_zoo
 
     if spec.kind is SpecKind.TIMM:
@@ -87,9 +86,8 @@ def _read(spec: NetworkSpec, timm: Zoo | None) -> Entry:
         return read_repository(repository, name=spec.text, revision=revision or None)
     if spec.kind is SpecKind.WEIGHTS and spec.path is not None:
         return Entry.of(spec.text, spec.path)
-    with SkipInitialization():  # type: ignore[no-untyped-call]
-        built = load_network(spec, meta=True)
-    return Entry.of(spec.text, built)
+    # Not without its initialization, as many networks are built: for one, what that imports takes far longer.
+    return Entry.of(spec.text, load_network(spec, meta=True))
 
 
 def _nearest(
