@@ -82,6 +82,10 @@ class WorkerError(PyAssembleError, RuntimeError):
     """Worker processes that cannot be started."""
 
 
+class MissingLibraryError(PyAssembleError, ImportError):
+    """What was asked for needs a library that is not installed."""
+
+
 class StandardizationWarning(UserWarning):
     """The execution order of a network could not be traced; definition order was used."""
 

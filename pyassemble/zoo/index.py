@@ -92,7 +92,8 @@ def read_index(path: str | Path) -> Index:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because np.load leaves a damaged archive's file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             header = _header(path, archive)
             arrays = Arrays(*(_member(archive, name) for name in Arrays._fields))
             tables = Tables.from_arrays(header["kinds"], arrays)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pyassemble.network.backend import backend, kind_id
+from pyassemble.network.layers import Element, Layer, LayerSequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pyassemble.network.backend import Sequence as BackendSequence
-    from pyassemble.network.layers import LayerSequence
 
 
 #: Elements of blocks and networks are numbers of layers, or:
@@ -138,6 +138,20 @@ class Tables:
                 tuple(layer(e) if e > FIRST_BLOCK else FIRST_BLOCK - block(FIRST_BLOCK - e) for e in network)
             )
         return part
+
+    def layers(self, network: int, *, approximate: bool = False) -> LayerSequence:
+        """A network as it was added, but for the names of its layers, which are not kept."""
+        kinds, layers, blocks = list(self.kinds), list(self._layers), list(self._blocks)
+        rows: list[Layer] = []
+        elements: list[Element] = []
+        for number in self._networks[network]:
+            block = number <= FIRST_BLOCK
+            start = len(rows)
+            for layer in blocks[FIRST_BLOCK - number] if block else (number,):
+                kind, shape = (None, ()) if layer == UNSCORED else (kinds[layers[layer][0]], layers[layer][1])
+                rows.append(Layer("", kind, shape))
+            elements.append(Element(start, len(rows), block))
+        return LayerSequence.of(rows, elements, approximate=approximate)
 
     def in_process(self, arrays: Arrays) -> Arrays:
         """The arrays with kinds as this process numbers them, so that they can be compared with other sequences."""

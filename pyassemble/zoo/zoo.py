@@ -165,6 +165,17 @@ class Zoo:
         """
         return self._index.records[self._numbers[name]]
 
+    def entry(self, name: str) -> Entry:
+        """A network as it was added, but for the names of its layers, which are not kept.
+
+        Raises:
+            KeyError: It is not here.
+        """
+        number = self._numbers[name]
+        record = self._index.records[number]
+        layers = self._index.tables.layers(number, approximate=record.approximate)
+        return Entry(name, layers, record.parameters, record.license, record.weights)
+
     def __repr__(self) -> str:
         layers, blocks, networks = self._index.tables.counts
         return f"<Zoo of {networks} networks: {layers} distinct layers in {blocks} distinct blocks>"
@@ -223,12 +234,13 @@ class Zoo:
         return out
 
     def nearest(
-        self, network: NetworkLike, k: int = 10, *, similarity: str = "symmetric", workers: int = -1
+        self, network: NetworkLike | Entry, k: int = 10, *, similarity: str = "symmetric", workers: int = -1
     ) -> list[tuple[str, float]]:
         """The most similar networks, as a ranking of all pairs would have it; most of the zoo is not aligned for it.
 
         Args:
-            network: The network to start: module (on any device, meta included), state_dict, or path of a weights file.
+            network: The network to start: module (on any device, meta included), state_dict, path of a weights file, or
+                an entry.
             k: How many.
             similarity: ``"symmetric"``, or ``"directed"``: how well each network of the zoo serves this one.
             workers: Threads; -1 for one per core. A distributed backend of joblib takes its own.
@@ -246,7 +258,7 @@ class Zoo:
         if k < 0:
             raise ValueError(f"k must not be negative, is {k}")
         threads = count_workers(workers)
-        layers = standardize(network, "blocks")
+        layers = network.layers if isinstance(network, Entry) else standardize(network, "blocks")
         if not layers.scored:
             raise EmptyNetworkError(
                 f"the network {type(network).__name__} has no convolution, batch norm or linear layer with weights"
