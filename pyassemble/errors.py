@@ -71,7 +71,7 @@ class BuildCacheError(PyAssembleError, OSError):
 
 
 class WorkerError(PyAssembleError, RuntimeError):
-    """Worker processes that cannot be started."""
+    """Worker processes that cannot be started, or that would compute something else."""
 
 
 class StandardizationWarning(UserWarning):

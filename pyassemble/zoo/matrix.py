@@ -108,8 +108,11 @@ class _ShardFolder:
         for array in tables.arrays():
             digest.update(array.tobytes())
         self._identity = {"networks": len(tables), "digest": digest.hexdigest()}
+        if folder.exists() and not folder.is_dir():
+            raise ShardError(f"{folder} is a file; name a folder for the shards")
         folder.mkdir(parents=True, exist_ok=True)
         self._manifest = folder / "shards.json"
+        self._sweep()
         if not self._manifest.exists():
             if any(folder.iterdir()):
                 raise ShardError(f"{folder} is neither empty nor a folder of shards; name an empty or a new one")
@@ -124,10 +127,17 @@ class _ShardFolder:
         except ValueError:
             return None
 
+    def _sweep(self) -> None:
+        """Delete what a process that was killed while it wrote left behind."""
+        for pattern in (".rows-*.npy.*.tmp", ".shards.json.*.tmp"):
+            for file in self._folder.glob(pattern):
+                file.unlink(missing_ok=True)
+
     def read(self, shard: Shard, columns: int) -> npt.NDArray[np.float64] | None:
         try:
-            rows = np.load(self._folder / shard.file, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            # Mapped, not read: the size that a damaged file claims takes no memory.
+            rows = np.load(self._folder / shard.file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, OverflowError):
             return None  # not there, or cut off: it is computed again
         fits = rows.shape == (shard.last - shard.first, columns) and rows.dtype == np.float64
         return rows if fits else None
@@ -140,6 +150,7 @@ class _ShardFolder:
         """Delete the shards, which the caller now has as a whole; leaves anything else that lies there."""
         for file in self._folder.glob("rows-*.npy"):
             file.unlink()
+        self._sweep()
         self._manifest.unlink()
         if not any(self._folder.iterdir()):
             self._folder.rmdir()
