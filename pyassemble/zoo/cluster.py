@@ -98,7 +98,7 @@ def _workers(jobs: int) -> int:
     # Asked only once the backend is running: Ray cannot count before.
     from joblib.parallel import get_active_backend
 
-    return max(1, get_active_backend()[0].effective_n_jobs(jobs))
+    return max(1, int(get_active_backend()[0].effective_n_jobs(jobs)))
 
 
 def _arithmetic() -> str:

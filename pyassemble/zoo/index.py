@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ FORMAT = 1
 #: Bytes of all arrays together, unpacked: a few kilobytes can claim to be gigabytes. A million networks need less.
 LARGEST = 1 << 29
 
-# What zipfile raises for a damaged archive, beside its own error.
+# What zipfile and NumPy raise for damaged archives and arrays, beside their own errors.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -43,6 +44,8 @@ _DAMAGE = (
     EOFError,
     RuntimeError,
     OverflowError,
+    SyntaxError,
+    tokenize.TokenError,
 )
 
 

@@ -48,7 +48,7 @@ def fill(
     *,
     workers: int,
     memory: int,
-    keep: Path | None,
+    keep: ShardFolder | None,
     done: Callable[[int], None],
 ) -> None:
     """Write the whole matrix into ``out``.
@@ -59,15 +59,14 @@ def fill(
         out: float64, shape (networks, networks).
         workers: Threads on this machine; ignored by a distributed backend.
         memory: Bytes for tables of scores, in each process.
-        keep: Folder in which finished shards are kept until all are there.
+        keep: Where finished shards are kept until all are there.
         done: Told how many rows were finished, as they are.
     """
     count = len(tables)
     shards = [Shard(first, min(count, first + SHARD_ROWS)) for first in range(0, count, SHARD_ROWS)]
-    folder = None if keep is None else _ShardFolder(keep, tables)
     missing = []
     for shard in shards:
-        rows = None if folder is None else folder.read(shard, count)
+        rows = None if keep is None else keep.read(shard, count)
         if rows is None:
             missing.append(shard)
         else:
@@ -83,11 +82,11 @@ def fill(
         finished = _local(engine(), missing, out, count_workers(workers), memory) if missing else iter(())
     for shard, rows in finished:
         out[shard.first : shard.last] = rows
-        if folder is not None:
-            folder.write(shard, rows)
+        if keep is not None:
+            keep.write(shard, rows)
         done(shard.last - shard.first)
-    if folder is not None:
-        folder.remove()
+    if keep is not None:
+        keep.remove()
 
 
 def _local(
@@ -99,8 +98,12 @@ def _local(
         yield shard, rows
 
 
-class _ShardFolder:
-    """Finished shards on disk, and which networks they belong to."""
+class ShardFolder:
+    """Finished shards on disk, and which networks they belong to.
+
+    Raises:
+        ShardError: A folder of something else, or of shards of other networks.
+    """
 
     def __init__(self, folder: Path, tables: Tables) -> None:
         self._folder = folder
@@ -134,6 +137,7 @@ class _ShardFolder:
                 file.unlink(missing_ok=True)
 
     def read(self, shard: Shard, columns: int) -> npt.NDArray[np.float64] | None:
+        """The rows, or None if they are not there or damaged."""
         try:
             # Mapped, not read: the size that a damaged file claims takes no memory.
             rows = np.load(self._folder / shard.file, mmap_mode="r", allow_pickle=False)
@@ -143,6 +147,7 @@ class _ShardFolder:
         return rows if fits else None
 
     def write(self, shard: Shard, rows: npt.NDArray[np.float64]) -> None:
+        """Keep these rows."""
         with replacing(self._folder / shard.file) as temporary, temporary.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
 

@@ -17,7 +17,7 @@ from pyassemble.zoo.cluster import spread
 from pyassemble.zoo.engine import count_workers, extend, make_engine
 from pyassemble.zoo.entry import Entry
 from pyassemble.zoo.index import Index, Record, read_index, write_index
-from pyassemble.zoo.matrix import fill
+from pyassemble.zoo.matrix import ShardFolder, fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -220,6 +220,8 @@ class Zoo:
         count_workers(workers)
         if memory < 0:
             raise ValueError(f"memory must not be negative, is {memory}")
+        # Before a file is made: a folder that is refused must not cost an older result.
+        keep = None if shards is None else ShardFolder(Path(shards), self._index.tables)
         if isinstance(out, str | Path):
             out = np.lib.format.open_memmap(out, mode="w+", dtype=np.float64, shape=(len(self), len(self)))
         elif out is None:
@@ -233,7 +235,7 @@ class Zoo:
                 out,
                 workers=workers,
                 memory=memory,
-                keep=None if shards is None else Path(shards),
+                keep=keep,
                 done=advance,
             )
         return out

@@ -8,7 +8,7 @@ import pytest
 import timm
 
 import pyassemble as pa
-from pyassemble.zoo import Entry, build
+from pyassemble.zoo import Built, Entry, build
 from pyassemble.zoo.origins import timm_jobs
 from pyassemble.zoo.shipped import shipped_index
 from tests.zoo.sequences import spelled_out
@@ -47,7 +47,7 @@ def test_some_are_what_is_built_here(shipped: Zoo) -> None:
     jobs = [
         job for job in timm_jobs() if job.name in ("resnet18", "convnext_atto", "vit_tiny_patch16_224", "tinynet_e")
     ]
-    check(shipped, build(jobs, cache=None, progress=False).entries)
+    check(shipped, [job.build() for job in jobs])
 
 
 @pytest.mark.slow
@@ -68,6 +68,13 @@ def test_it_is_used(shipped: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     assert some.libraries == {"timm": timm.__version__}
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Building itself is tested elsewhere; its processes take seconds to start."""
+    monkeypatch.setattr("pyassemble.zoo.shipped.build", lambda jobs, **_: Built([job.build() for job in jobs], {}))
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_not_for_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outdated = pa.Zoo.of([Entry.of("tinynet_e", build_one("tinynet_a"))], {"timm": "0.0"})
     outdated.save(tmp_path / "timm.npz")
@@ -77,6 +84,7 @@ def test_not_for_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert zoo.libraries == {"timm": timm.__version__}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_not_for_architectures_that_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = pa.Zoo.of([Entry.of("tinynet_a", build_one("tinynet_a"))], {"timm": timm.__version__})
     partial.save(tmp_path / "timm.npz")
