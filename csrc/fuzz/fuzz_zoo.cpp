@@ -4,13 +4,16 @@
 // Usage: fuzz_zoo [iterations] [seed]. Exits with 1 at the first difference and prints how to repeat it.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <random>
+#include <span>
 #include <stdexcept>
-#include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "align.hpp"

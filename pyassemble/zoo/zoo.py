@@ -249,7 +249,8 @@ class Zoo:
             network: The network to start: module (on any device, meta included), state_dict, or path of a weights file.
             k: How many.
             similarity: ``"symmetric"``, or ``"directed"``: how well each network of the zoo serves this one.
-            workers: Threads; -1 for one per core. A distributed backend of joblib takes its own.
+            workers: Threads; -1 for one per core. A distributed backend of joblib takes its own, which pays for zoos
+                that this machine cannot hold or search in seconds: joblib starts Ray's workers anew for each call.
 
         Returns:
             (name, similarity in [0, 1]) of each, best source first; of equally similar ones the first added.
