@@ -3,8 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <mutex>
+#include <shared_mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -230,37 +233,55 @@ std::span<const T> to_span(const py::array_t<T, py::array::c_style>& array, cons
 template <class T>
 using Column = py::array_t<T, py::array::c_style>;
 
-void extend(pyassemble::Zoo& zoo, const Column<std::int32_t>& layer_kinds, const Column<std::int64_t>& size_offsets, const Column<std::int64_t>& sizes,
+// Several threads may compare at once; one that extends waits for them.
+struct SharedZoo {
+    pyassemble::Zoo zoo;
+    std::shared_mutex mutex;
+};
+
+void extend(SharedZoo& shared, const Column<std::int32_t>& layer_kinds, const Column<std::int64_t>& size_offsets, const Column<std::int64_t>& sizes,
             const Column<std::int64_t>& block_offsets, const Column<std::int32_t>& block_layers, const Column<std::int64_t>& network_offsets,
             const Column<std::int32_t>& network_elements) {
-    zoo.extend({to_span(layer_kinds, "layer_kinds"), to_span(size_offsets, "size_offsets"), to_span(sizes, "sizes"),
-                to_span(block_offsets, "block_offsets"), to_span(block_layers, "block_layers"), to_span(network_offsets, "network_offsets"),
-                to_span(network_elements, "network_elements")});
+    std::unique_lock lock(shared.mutex, std::defer_lock);
+    {
+        // Those who hold the lock need the GIL now and then, to look for signals.
+        const py::gil_scoped_release release;
+        lock.lock();
+    }
+    shared.zoo.extend({to_span(layer_kinds, "layer_kinds"), to_span(size_offsets, "size_offsets"), to_span(sizes, "sizes"),
+                       to_span(block_offsets, "block_offsets"), to_span(block_layers, "block_layers"), to_span(network_offsets, "network_offsets"),
+                       to_span(network_elements, "network_elements")});
 }
 
 pyassemble::Run make_run(unsigned workers) {
     if (workers < 1) throw py::value_error("workers must be at least 1");
-    return {workers, check_signals, nullptr};
+    constexpr unsigned kMost = 1024;  // each has scratch memory of its own
+    return {std::min(workers, kMost), check_signals, nullptr};
 }
 
-void directed_rows(const pyassemble::Zoo& zoo, std::int32_t first, std::int32_t last, py::array_t<double> out, std::size_t memory, unsigned workers) {
+void directed_rows(SharedZoo& shared, std::int32_t first, std::int32_t last, py::array_t<double> out, std::size_t memory, unsigned workers) {
     const pyassemble::Run run = make_run(workers);
-    if (first < 0 || last < first || last > zoo.size()) throw py::index_error("rows must lie within the zoo");
-    const bool fits = out.ndim() == 2 && out.shape(0) == last - first && out.shape(1) == zoo.size() && (out.flags() & py::array::c_style) != 0;
-    if (!fits) throw py::value_error("out must be a C-contiguous float64 array of shape (last - first, networks)");
+    const bool matrix = out.ndim() == 2 && (out.flags() & py::array::c_style) != 0;
+    const std::int64_t rows = matrix ? out.shape(0) : -1;
+    const std::int64_t columns = matrix ? out.shape(1) : -1;
     double* data = out.mutable_data();
     const py::gil_scoped_release release;
-    zoo.directed_rows(first, last, data, memory, run);
+    const std::shared_lock lock(shared.mutex);
+    if (first < 0 || last < first || last > shared.zoo.size()) throw py::index_error("rows must lie within the zoo");
+    if (rows != last - first || columns != shared.zoo.size())
+        throw py::value_error("out must be a C-contiguous float64 array of shape (last - first, networks)");
+    shared.zoo.directed_rows(first, last, data, memory, run);
 }
 
-py::tuple nearest(const pyassemble::Zoo& zoo, py::handle query, std::size_t k, bool symmetric, unsigned workers) {
+py::tuple nearest(SharedZoo& shared, py::handle query, std::size_t k, bool symmetric, unsigned workers) {
     const Sequence& sequence = to_sequence(query, "query");
     const pyassemble::Run run = make_run(workers);
     std::vector<pyassemble::Neighbour> found;
     std::size_t aligned = 0;
     {
         const py::gil_scoped_release release;
-        found = zoo.nearest(sequence, k, symmetric ? pyassemble::Similarity::symmetric : pyassemble::Similarity::directed, run, &aligned);
+        const std::shared_lock lock(shared.mutex);
+        found = shared.zoo.nearest(sequence, k, symmetric ? pyassemble::Similarity::symmetric : pyassemble::Similarity::directed, run, &aligned);
     }
     py::array_t<std::int32_t> networks(static_cast<py::ssize_t>(found.size()));
     py::array_t<double> similarities(static_cast<py::ssize_t>(found.size()));
@@ -295,12 +316,13 @@ PYBIND11_MODULE(_native, m) {
     m.def("recurrence", &recurrence, "scores"_a, "One level of the recurrence on a matrix of scores, row = target.");
     m.def("recurrence_value", &recurrence_value, "scores"_a, "Its value alone, in any order of operations.");
 
-    py::class_<pyassemble::Zoo>(m, "Zoo", py::is_final(), "Many networks; not to be extended while another thread uses it.")
+    py::class_<SharedZoo>(m, "Zoo", py::is_final(), "Many networks. Safe to use from several threads.")
         .def(py::init<>())
         .def("extend", &extend, "layer_kinds"_a.noconvert(), "size_offsets"_a.noconvert(), "sizes"_a.noconvert(), "block_offsets"_a.noconvert(),
              "block_layers"_a.noconvert(), "network_offsets"_a.noconvert(), "network_elements"_a.noconvert(), "Adds layers, blocks and networks.")
-        .def("__len__", &pyassemble::Zoo::size)
-        .def("scored", &pyassemble::Zoo::scored, "network"_a, "Number of its scored layers.")
+        .def("__len__", [](const SharedZoo& shared) { return shared.zoo.size(); })
+        .def("scored", [](const SharedZoo& shared, std::int32_t network) { return shared.zoo.scored(network); }, "network"_a,
+             "Number of its scored layers.")
         .def("directed_rows", &directed_rows, "first"_a, "last"_a, "out"_a.noconvert(), "memory"_a, "workers"_a,
              "out[i - first, j] = directed(network j -> network i).")
         .def("nearest", &nearest, "query"_a, "k"_a, "symmetric"_a, "workers"_a,

@@ -60,6 +60,10 @@ private:
 
 // Bounds are sums in another order than what they bound.
 constexpr double kSlack = 1.0 + 1e-9;
+// Scores below 1e-154 vanish when they are squared, while what they bound does not: more than they could add to (b).
+constexpr double kVanished = 1e-140;
+
+double cauchy_schwarz(double targets, double squares) { return std::sqrt(targets * squares) + kVanished; }
 
 }  // namespace
 
@@ -191,8 +195,8 @@ private:
                 count += layer.count;
             }
             const double queries = query_count_[c];
-            bound.to_query += std::min(queries, std::sqrt(queries * squares));
-            bound.to_zoo += std::min(sum, std::sqrt(count * queries));
+            bound.to_query += std::min(queries, cauchy_schwarz(queries, squares));
+            bound.to_zoo += std::min(sum, cauchy_schwarz(count, queries));
         });
         return bound;
     }
@@ -222,8 +226,8 @@ private:
                 sum += mine.count * best;
                 squares += mine.count * best * best;
             }
-            bound.to_query += std::min(sum, std::sqrt(query_count_[c] * zoo_squares));
-            bound.to_zoo += std::min(zoo_sum, std::sqrt(zoo_count * squares));
+            bound.to_query += std::min(sum, cauchy_schwarz(query_count_[c], zoo_squares));
+            bound.to_zoo += std::min(zoo_sum, cauchy_schwarz(zoo_count, squares));
         });
         return bound;
     }

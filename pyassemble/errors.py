@@ -79,7 +79,7 @@ class BuildCacheError(PyAssembleError, OSError):
 
 
 class WorkerError(PyAssembleError, RuntimeError):
-    """Worker processes that cannot be started."""
+    """Worker processes that cannot be started, or that would compute something else."""
 
 
 class MissingLibraryError(PyAssembleError, ImportError):

@@ -67,7 +67,8 @@ class LayerSequence:
     @cached_property
     def scored(self) -> int:
         """Number of layers that carry a weight: the network's alignment score with itself."""
-        return len(self.kinds) - self.kinds.count(None)
+        # An empty tensor has nothing to give or take.
+        return sum(kind is not None and 0 not in shape for kind, shape in zip(self.kinds, self.shapes, strict=True))
 
     def flat(self) -> LayerSequence:
         """The same layers without blocks."""

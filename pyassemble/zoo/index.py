@@ -1,16 +1,19 @@
 """The index file: a zoo on disk, as compressed arrays and one JSON header; nothing in it is executed or unpickled.
 
 A NumPy ``.npz`` archive (zip, a CRC-32 per member) with the arrays of :class:`pyassemble.zoo.tables.Arrays` and
-``header``, the UTF-8 bytes of a JSON object: the format's number, the kinds of layers, the records of the networks, and
-the versions of the libraries that they were built with.
+``header``, the bytes of a JSON object: the format's number, the kinds of layers, the records of the networks, and the
+versions of the libraries that they were built with.
 """
 
 from __future__ import annotations
 
 import json
+import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +21,32 @@ import numpy as np
 
 from pyassemble.atomic import replacing
 from pyassemble.errors import IndexFileError
-from pyassemble.zoo.tables import Arrays, Tables
+from pyassemble.zoo.tables import Arrays, Tables, dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy.typing as npt
+
 #: Number of the format that is written, and the only one that is read.
 FORMAT = 1
 
-_LARGEST = 1 << 33  # bytes of one array; a lie about sizes must not take all memory
+#: Bytes of all arrays together, unpacked: a few kilobytes can claim to be gigabytes. A million networks need less.
+LARGEST = 1 << 29
+
+# What zipfile and NumPy raise for damaged archives and arrays, beside their own errors.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,7 @@ def write_index(index: Index, path: str | Path) -> None:
 
     Raises:
         OSError: The file cannot be written.
+        IndexFileError: What it would hold could not be read again.
     """
     header = {
         "format": FORMAT,
@@ -79,9 +100,19 @@ def write_index(index: Index, path: str | Path) -> None:
         "approximate": [i for i, record in enumerate(index.records) if record.approximate],
         "libraries": index.libraries,
     }
-    text = np.frombuffer(json.dumps(header, ensure_ascii=False).encode(), np.uint8)
+    try:
+        _check_header(header)
+    except ValueError as error:
+        raise IndexFileError(f"the zoo cannot be written: {error}") from error
+    arrays = {
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        **index.tables.arrays()._asdict(),
+    }
+    size = sum(array.nbytes for array in arrays.values())
+    if size > LARGEST:
+        raise IndexFileError(f"the zoo cannot be written: it takes {size} bytes, an index at most {LARGEST}")
     with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, header=text, **index.tables.arrays()._asdict())
+        np.savez_compressed(file, **arrays)
 
 
 def read_index(path: str | Path) -> Index:
@@ -92,17 +123,22 @@ def read_index(path: str | Path) -> Index:
     """
     path = Path(path)
     try:
-        # Opened here, because np.load leaves a damaged archive's file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            header = _header(path, archive)
-            arrays = Arrays(*(_member(archive, name) for name in Arrays._fields))
-            tables = Tables.from_arrays(header["kinds"], arrays)
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > LARGEST:
+                raise ValueError(f"it claims to hold {size} bytes; at most {LARGEST} are read")
+            header = _header(path, _array(archive, "header", np.uint8))
+            _check_header(header)
+            arrays = Arrays(*(_array(archive, name, dtype_of(name)) for name in Arrays._fields))
+        tables = Tables.from_arrays(header["kinds"], arrays)
     except FileNotFoundError as error:
         raise IndexFileError(f"there is no index file {path}") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        if isinstance(error, IndexFileError):
-            raise
-        raise IndexFileError(f"{path} is no sound zoo index: {error}") from error
+    except IndexFileError:
+        raise
+    except OSError as error:
+        raise IndexFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except _DAMAGE as error:
+        raise IndexFileError(f"{path} is no sound zoo index: {str(error).partition(chr(10))[0]}") from error
     if len(tables) != len(header["names"]):
         raise IndexFileError(f"{path} is no sound zoo index: {len(tables)} networks have {len(header['names'])} names")
     approximate = set(header["approximate"])
@@ -111,18 +147,25 @@ def read_index(path: str | Path) -> Index:
     return Index(tables, records, header["libraries"])
 
 
-def _member(archive: Any, name: str) -> Any:
-    declared = archive.zip.getinfo(f"{name}.npy").file_size
-    if declared > _LARGEST:
-        raise ValueError(f"{name} claims {declared} bytes")
-    return archive[name]
+def _array(archive: zipfile.ZipFile, name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    # Read to its end, where the checksum is compared; the shape that it claims takes no memory before it is believed.
+    content = archive.read(f"{name}.npy")
+    stream = BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError(f"{name} is of another version of the array format")
+    shape, _, stated = np.lib.format.read_array_header_1_0(stream)
+    start = stream.tell()
+    if stated != dtype or shape != ((len(content) - start) // stated.itemsize,):
+        raise ValueError(f"{name} must be a one-dimensional array of {np.dtype(dtype)}")
+    return np.frombuffer(content, stated, offset=start)
 
 
-def _header(path: Path, archive: Any) -> dict[str, Any]:
-    if not hasattr(archive, "zip"):
-        raise ValueError("it is a bare array")
-    header = json.loads(bytes(_member(archive, "header")))
-    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+def _header(path: Path, text: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    try:
+        header = json.loads(text.tobytes())
+    except RecursionError as error:
+        raise ValueError("its header is nested too deeply") from error
+    if not isinstance(header, dict) or type(header.get("format")) is not int:
         raise ValueError("its header has no format number")
     if header["format"] != FORMAT:
         age = "a newer" if header["format"] > FORMAT else "an older"
@@ -130,7 +173,6 @@ def _header(path: Path, archive: Any) -> dict[str, Any]:
             f"{path} has {age} version of the format, {header['format']}; this pyassemble reads {FORMAT}: "
             "build the index again, or install the version that wrote it"
         )
-    _check_header(header)
     return header
 
 
@@ -139,11 +181,11 @@ def _check_header(header: Mapping[str, Any]) -> None:
         if not isinstance(header.get(key), list) or not all(
             isinstance(item, str) or (optional and item is None) for item in header[key]
         ):
-            raise ValueError(f"{key} in its header are no list of texts")
+            raise ValueError(f"{key} in its header is no list of texts")
 
     def counts(key: str) -> None:
         if not isinstance(header.get(key), list) or not all(type(item) is int and item >= 0 for item in header[key]):
-            raise ValueError(f"{key} in its header are no list of counts")
+            raise ValueError(f"{key} in its header is no list of counts")
 
     strings("kinds")
     strings("names")
@@ -153,7 +195,7 @@ def _check_header(header: Mapping[str, Any]) -> None:
     counts("approximate")
     libraries = header.get("libraries")
     if not isinstance(libraries, dict) or not all(isinstance(version, str) for version in libraries.values()):
-        raise ValueError("libraries in its header are no versions by name")
+        raise ValueError("libraries in its header is no table of versions")
     names = header["names"]
     if not all(len(header[key]) == len(names) for key in ("parameters", "licenses", "weights")):
         raise ValueError("its columns differ in length")

@@ -48,7 +48,7 @@ def fill(
     *,
     workers: int,
     memory: int,
-    keep: Path | None,
+    keep: ShardFolder | None,
     done: Callable[[int], None],
 ) -> None:
     """Write the whole matrix into ``out``.
@@ -59,15 +59,14 @@ def fill(
         out: float64, shape (networks, networks).
         workers: Threads on this machine; ignored by a distributed backend.
         memory: Bytes for tables of scores, in each process.
-        keep: Folder in which finished shards are kept until all are there.
+        keep: Where finished shards are kept until all are there.
         done: Told how many rows were finished, as they are.
     """
     count = len(tables)
     shards = [Shard(first, min(count, first + SHARD_ROWS)) for first in range(0, count, SHARD_ROWS)]
-    folder = None if keep is None else _ShardFolder(keep, tables)
     missing = []
     for shard in shards:
-        rows = None if folder is None else folder.read(shard, count)
+        rows = None if keep is None else keep.read(shard, count)
         if rows is None:
             missing.append(shard)
         else:
@@ -83,11 +82,11 @@ def fill(
         finished = _local(engine(), missing, out, count_workers(workers), memory) if missing else iter(())
     for shard, rows in finished:
         out[shard.first : shard.last] = rows
-        if folder is not None:
-            folder.write(shard, rows)
+        if keep is not None:
+            keep.write(shard, rows)
         done(shard.last - shard.first)
-    if folder is not None:
-        folder.remove()
+    if keep is not None:
+        keep.remove()
 
 
 def _local(
@@ -99,8 +98,12 @@ def _local(
         yield shard, rows
 
 
-class _ShardFolder:
-    """Finished shards on disk, and which networks they belong to."""
+class ShardFolder:
+    """Finished shards on disk, and which networks they belong to.
+
+    Raises:
+        ShardError: A folder of something else, or of shards of other networks.
+    """
 
     def __init__(self, folder: Path, tables: Tables) -> None:
         self._folder = folder
@@ -108,8 +111,11 @@ class _ShardFolder:
         for array in tables.arrays():
             digest.update(array.tobytes())
         self._identity = {"networks": len(tables), "digest": digest.hexdigest()}
+        if folder.exists() and not folder.is_dir():
+            raise ShardError(f"{folder} is a file; name a folder for the shards")
         folder.mkdir(parents=True, exist_ok=True)
         self._manifest = folder / "shards.json"
+        self._sweep()
         if not self._manifest.exists():
             if any(folder.iterdir()):
                 raise ShardError(f"{folder} is neither empty nor a folder of shards; name an empty or a new one")
@@ -124,15 +130,24 @@ class _ShardFolder:
         except ValueError:
             return None
 
+    def _sweep(self) -> None:
+        """Delete what a process that was killed while it wrote left behind."""
+        for pattern in (".rows-*.npy.*.tmp", ".shards.json.*.tmp"):
+            for file in self._folder.glob(pattern):
+                file.unlink(missing_ok=True)
+
     def read(self, shard: Shard, columns: int) -> npt.NDArray[np.float64] | None:
+        """The rows, or None if they are not there or damaged."""
         try:
-            rows = np.load(self._folder / shard.file, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            # Mapped, not read: the size that a damaged file claims takes no memory.
+            rows = np.load(self._folder / shard.file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, OverflowError):
             return None  # not there, or cut off: it is computed again
         fits = rows.shape == (shard.last - shard.first, columns) and rows.dtype == np.float64
         return rows if fits else None
 
     def write(self, shard: Shard, rows: npt.NDArray[np.float64]) -> None:
+        """Keep these rows."""
         with replacing(self._folder / shard.file) as temporary, temporary.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
 
@@ -140,6 +155,7 @@ class _ShardFolder:
         """Delete the shards, which the caller now has as a whole; leaves anything else that lies there."""
         for file in self._folder.glob("rows-*.npy"):
             file.unlink()
+        self._sweep()
         self._manifest.unlink()
         if not any(self._folder.iterdir()):
             self._folder.rmdir()

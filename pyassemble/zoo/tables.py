@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +44,11 @@ class Arrays(NamedTuple):
     block_layers: npt.NDArray[np.int32]
     network_offsets: npt.NDArray[np.int64]
     network_elements: npt.NDArray[np.int32]
+
+
+def dtype_of(name: str) -> type[np.int32] | type[np.int64]:
+    """Type of the numbers in the array of this name."""
+    return np.int64 if name.endswith("offsets") or name == "sizes" else np.int32
 
 
 class Tables:
@@ -123,12 +129,14 @@ class Tables:
         part = Tables()
         kinds, layers, blocks = list(self.kinds), list(self._layers), list(self._blocks)
 
+        @cache
         def layer(number: int) -> int:
             if number == UNSCORED:
                 return UNSCORED
             kind, shape = layers[number]
             return part._layer(kinds[kind], shape)
 
+        @cache
         def block(number: int) -> int:
             return part._blocks.setdefault(tuple(map(layer, blocks[number])), len(part._blocks))
 
@@ -194,9 +202,8 @@ def _rows(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> Iterator[
 def _check(arrays: Arrays, kinds: int) -> None:
     """Refuse arrays that contradict each other, as a damaged file may hold them."""
     for name, array in arrays._asdict().items():
-        expected = np.int64 if name.endswith("offsets") or name == "sizes" else np.int32
-        if array.dtype != expected or array.ndim != 1:
-            raise ValueError(f"{name} must be a one-dimensional {np.dtype(expected)} array")
+        if array.dtype != dtype_of(name) or array.ndim != 1:
+            raise ValueError(f"{name} must be a one-dimensional array of {np.dtype(dtype_of(name))}")
     for offsets, values in (
         (arrays.size_offsets, arrays.sizes),
         (arrays.block_offsets, arrays.block_layers),

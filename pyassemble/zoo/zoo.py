@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from pyassemble.zoo.cluster import spread
 from pyassemble.zoo.engine import count_workers, extend, make_engine
 from pyassemble.zoo.entry import Entry
 from pyassemble.zoo.index import Index, Record, read_index, write_index
-from pyassemble.zoo.matrix import fill
+from pyassemble.zoo.matrix import ShardFolder, fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +33,7 @@ class Zoo:
     """Networks that are candidates to start from.
 
     Held as layers and blocks that are shared among all networks, so that equal ones are scored once for everyone; the
-    networks themselves are not kept.
+    networks themselves are not kept. Several threads may compare at once; none may do so while another one adds.
     """
 
     def __init__(self) -> None:
@@ -39,6 +41,15 @@ class Zoo:
         self._numbers: dict[str, int] = {}
         self._engine: Engine | None = None
         self._engine_counts = (0, 0, 0)
+        self._engine_lock = threading.Lock()
+
+    def __getstate__(self) -> Index:
+        return self._index
+
+    def __setstate__(self, index: Index) -> None:
+        self.__init__()  # type: ignore[misc]
+        self._index = index
+        self._numbers = {record.name: i for i, record in enumerate(index.records)}
 
     @classmethod
     def of(cls, entries: Iterable[Entry], libraries: dict[str, str] | None = None) -> Zoo:
@@ -92,6 +103,7 @@ class Zoo:
 
         Raises:
             OSError: The file cannot be written.
+            IndexFileError: What it would hold could not be read again.
         """
         write_index(self._index, path)
 
@@ -133,8 +145,12 @@ class Zoo:
 
         Raises:
             KeyError: A name that is not here.
+            DuplicateNameError: A name is given twice.
         """
         numbers = [self._numbers[name] for name in names]
+        if len(set(numbers)) < len(numbers):
+            counts = Counter(numbers)
+            raise DuplicateNameError(self._index.records[i].name for i in counts if counts[i] > 1)
         zoo = Zoo()
         records = [self._index.records[i] for i in numbers]
         zoo._index = Index(self._index.tables.part(numbers), records, dict(self._index.libraries))
@@ -209,18 +225,20 @@ class Zoo:
         Raises:
             MatrixError: An ``out`` of another shape, type or layout.
             ShardError: A folder of shards of other networks.
-            ValueError: A number of workers that is neither -1 nor positive.
+            WorkerError: A distributed backend has a worker whose results would differ in their last bits.
+            ValueError: A number of workers that is neither -1 nor positive, or a negative ``memory``.
         """
         count_workers(workers)
+        if memory < 0:
+            raise ValueError(f"memory must not be negative, is {memory}")
+        # Before a file is made: a folder that is refused must not cost an older result.
+        keep = None if shards is None else ShardFolder(Path(shards), self._index.tables)
         if isinstance(out, str | Path):
             out = np.lib.format.open_memmap(out, mode="w+", dtype=np.float64, shape=(len(self), len(self)))
         elif out is None:
             out = np.empty((len(self), len(self)))
-        elif out.shape != (len(self), len(self)) or out.dtype != np.float64 or not out.flags.c_contiguous:
-            raise MatrixError(
-                f"out has shape {out.shape} and type {out.dtype}; accepted: a C-contiguous float64 array of shape "
-                f"({len(self)}, {len(self)})"
-            )
+        else:
+            _check_out(out, len(self))
         with _bar(len(self), shown=progress) as advance:
             fill(
                 self._index.tables,
@@ -228,7 +246,7 @@ class Zoo:
                 out,
                 workers=workers,
                 memory=memory,
-                keep=None if shards is None else Path(shards),
+                keep=keep,
                 done=advance,
             )
         return out
@@ -243,7 +261,8 @@ class Zoo:
                 an entry.
             k: How many.
             similarity: ``"symmetric"``, or ``"directed"``: how well each network of the zoo serves this one.
-            workers: Threads; -1 for one per core. A distributed backend of joblib takes its own.
+            workers: Threads; -1 for one per core. A distributed backend of joblib takes its own, which pays for zoos
+                that this machine cannot hold or search in seconds: joblib starts Ray's workers anew for each call.
 
         Returns:
             (name, similarity in [0, 1]) of each, best source first; of equally similar ones the first added.
@@ -251,6 +270,7 @@ class Zoo:
         Raises:
             UnknownOptionError: Another ``similarity``.
             EmptyNetworkError: A network without any scored layer.
+            WorkerError: A distributed backend has a worker whose results would differ in their last bits.
             ValueError: A negative ``k``, or a number of workers that is neither -1 nor positive.
         """
         if similarity not in SIMILARITIES:
@@ -274,12 +294,24 @@ class Zoo:
 
     def _current_engine(self) -> Engine:
         tables = self._index.tables
-        grown = self._engine is not None and self._engine_counts != tables.counts
-        other_backend = self._engine is not None and hasattr(self._engine, "extend") != (native() is not None)
-        if self._engine is None or other_backend or (grown and not extend(self._engine, tables, self._engine_counts)):
-            self._engine = make_engine(tables)
-        self._engine_counts = tables.counts
-        return self._engine
+        with self._engine_lock:
+            engine, since = self._engine, self._engine_counts
+            grown = since != tables.counts
+            other_backend = hasattr(engine, "extend") != (native() is not None)
+            if engine is None or other_backend or (grown and not extend(engine, tables, since)):
+                self._engine = engine = make_engine(tables)
+            self._engine_counts = tables.counts
+        return engine
+
+
+def _check_out(out: object, networks: int) -> None:
+    accepted = f"accepted: a writeable, C-contiguous float64 array of shape ({networks}, {networks})"
+    if not isinstance(out, np.ndarray):
+        raise MatrixError(f"out is a {type(out).__name__}; {accepted}, or the name of a file")
+    if out.shape != (networks, networks) or out.dtype != np.float64:
+        raise MatrixError(f"out has shape {out.shape} and type {out.dtype}; {accepted}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise MatrixError(f"out is {'read-only' if out.flags.c_contiguous else 'not C-contiguous'}; {accepted}")
 
 
 @contextmanager
