@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 
 
-def benchmarks() -> str:
-    """Table of the last saved benchmark run, its conditions under it."""
-    with (RESULTS / "transfer.csv").open(newline="") as file:
+def benchmarks(name: str) -> str:
+    """Table of the last saved run of that name, its conditions under it."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines = ["| what | pyassemble | peer | ratio |", "|---|---|---|---|"]
     for row in rows:
@@ -22,9 +22,11 @@ def benchmarks() -> str:
         ratio = f"{float(row['ratio']):,.0f} ×".replace(",", " ") if row["ratio"] else ""
         lines.append(f"| {row['what']} | {quantity(row['value'], row['unit'])} | {peer} | {ratio} |")
     last = rows[-1]
+    suites = {"transfer": "bench/test_recurrence.py bench/test_transfer.py", "zoo": "bench/test_zoo.py"}
     lines.append("")
     lines.append(
-        f"Medians, alternating with the peer in one run: `pytest bench --benchmark-enable --save-results transfer`. "
+        f"Medians, alternating with the peer in one run: "
+        f"`python -m pytest {suites[name]} --benchmark-enable --save-results {name}`. "
         f"{last['device']}, Python {last['python']}, torch {last['torch']}, commit {last['commit']}."
     )
     return "\n".join(lines)
@@ -93,7 +95,8 @@ def replaced(text: str, name: str, content: str) -> str:
 def main() -> None:
     """Rewrite README.md."""
     readme = ROOT / "README.md"
-    text = replaced(readme.read_text(encoding="utf-8"), "bench", benchmarks())
+    text = replaced(readme.read_text(encoding="utf-8"), "bench", benchmarks("transfer"))
+    text = replaced(text, "zoo", benchmarks("zoo"))
     text = replaced(text, "kernels", kernels())
     readme.write_text(replaced(text, "transfer", transfer_results()), encoding="utf-8")
 
