@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyassemble.errors import OutOfRangeError, TensorError
+from pyassemble.errors import ArgumentTypeError, OutOfRangeError, TensorError
+from pyassemble.kernels.checks import check_integer, check_tensor, describe
 from pyassemble.kernels.frobenius import frobenius_score
 from pyassemble.kernels.perturbation import perturb
 
@@ -22,10 +23,14 @@ class LayerScorer:
         seed: Seed of the noise, int in [0, 2**63).
 
     Raises:
-        OutOfRangeError: The module has no layer of that name.
+        ArgumentTypeError: Not a module, or a seed that is no int.
+        OutOfRangeError: The module has no layer of that name, or the seed is outside its range.
     """
 
     def __init__(self, module: nn.Module, layer: str, *, alpha: float = 0.01, seed: int = 0) -> None:
+        if not isinstance(module, nn.Module):
+            raise ArgumentTypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
+        check_integer("seed", seed, 2**63)
         layers = dict(module.named_modules())
         if layer not in layers:
             raise OutOfRangeError(f"{type(module).__name__} has no layer {layer!r}; known: {', '.join(layers)}")
@@ -42,11 +47,23 @@ class LayerScorer:
             Logarithm of the mean distance; -inf if the noise moves nothing.
 
         Raises:
-            TensorError: The layer did not run, or its output is not a tensor of 2 B samples.
+            ArgumentTypeError: x is no tensor.
+            TensorError: x has no dimension of samples, the layer did not run, or its output is not a tensor of 2 B
+                samples.
         """
-        outputs: list[Any] = []
+        check_tensor("x", x)
+        if not x.ndim:
+            raise TensorError(f"{describe('x', x)}; accepted: (B, ...)")
+        last: list[Any] = []
+
+        def score(module: nn.Module, inputs: Any, output: Any) -> None:
+            # At once: what follows the layer may overwrite its output, as activations in place do.
+            last[:] = [output]
+            if _holds(output, 2 * x.shape[0]):
+                last[:] = [output, frobenius_score([output[: x.shape[0]]], [output[x.shape[0] :]])]
+
         modes = [(module, module.training) for module in self._module.modules()]
-        handle = self._layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        handle = self._layer.register_forward_hook(score)
         try:
             self._module.eval()
             with torch.no_grad():
@@ -55,10 +72,15 @@ class LayerScorer:
             handle.remove()
             for module, mode in modes:
                 module.training = mode
-        output = outputs[-1] if outputs else None
-        if not isinstance(output, torch.Tensor) or not output.ndim or output.shape[0] != 2 * x.shape[0]:
+        if len(last) < 2:
+            output = last[0] if last else None
             found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise TensorError(
                 f"layer {self._name} gave {found}; accepted: a tensor with the {2 * x.shape[0]} samples on dimension 0"
             )
-        return frobenius_score([output[: x.shape[0]]], [output[x.shape[0] :]]).item()
+        result: float = last[1].item()
+        return result
+
+
+def _holds(output: Any, samples: int) -> bool:
+    return isinstance(output, torch.Tensor) and output.ndim > 0 and output.shape[0] == samples

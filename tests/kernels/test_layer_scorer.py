@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from pyassemble.errors import OutOfRangeError, TensorError
+from pyassemble.errors import ArgumentTypeError, OutOfRangeError, TensorError
 from pyassemble.kernels import LayerScorer, perturb
 
 
@@ -23,6 +23,27 @@ def test_is_the_formula() -> None:
         network(perturb(x, 0.05, seed=4))
     distance = (outputs[0] - outputs[1]).double().flatten(1).norm(dim=1).mean().log().item()
     assert score == pytest.approx(distance, abs=1e-3)
+
+
+def test_a_later_layer_may_work_in_place() -> None:
+    linear, x = nn.Linear(3, 4), torch.randn(5, 3)
+    alone = LayerScorer(nn.Sequential(linear), "0", alpha=0.5)(x)
+    assert LayerScorer(nn.Sequential(linear, nn.ReLU(inplace=True)), "0", alpha=0.5)(x) == alone
+
+
+def test_the_last_of_several_runs_counts() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.linear(x[:1])
+            return self.linear(self.linear(x))
+
+    network, x = Twice(), torch.randn(5, 3)
+    straight = LayerScorer(nn.Sequential(network.linear, network.linear), "", alpha=0.5)(x)
+    assert LayerScorer(network, "linear", alpha=0.5)(x) == straight
 
 
 def test_leaves_the_module_as_it_was() -> None:
@@ -43,6 +64,12 @@ def test_says_what_is_wrong() -> None:
         LayerScorer(network, "head")
     with pytest.raises(TensorError, match="layer 1 gave tuple"):
         LayerScorer(network, "1")(torch.randn(2, 3))
+    with pytest.raises(ArgumentTypeError, match=r"module must be a .*Module, not int"):
+        LayerScorer(1, "0")  # type: ignore[arg-type]
+    with pytest.raises(OutOfRangeError, match="seed must be in"):
+        LayerScorer(network, "0", seed=-1)
+    with pytest.raises(TensorError, match=r"x of shape \(\).*accepted: \(B, ...\)"):
+        LayerScorer(network, "0")(torch.tensor(1.0))
     constant = nn.Sequential(nn.Linear(3, 4))
     nn.init.zeros_(constant[0].weight)
     assert LayerScorer(constant, "0")(torch.randn(2, 3)) == -math.inf
