@@ -25,6 +25,13 @@ def check_tensor(name: str, tensor: Any) -> None:
         raise TensorError(f"{describe(name, tensor)}, {tensor.layout}; accepted: dense tensors of {known}")
 
 
+def check_number_type(name: str, value: Any, *types: type) -> None:
+    """Refuse what is no number of one of the Python types; a learned tensor, say, would get no gradient."""
+    if isinstance(value, bool) or not isinstance(value, (*types, torch.SymInt, torch.SymFloat)):
+        accepted = " or ".join(kind.__name__ for kind in types)
+        raise ArgumentTypeError(f"{name} must be a number ({accepted}), not {type(value).__name__}")
+
+
 def check_integer(name: str, value: Any, stop: int) -> None:
     """Refuse what is no integer in [0, stop)."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):

@@ -30,7 +30,7 @@ import torch
 
 from pyassemble.errors import OutOfRangeError, TensorError
 from pyassemble.kernels import parallel, philox
-from pyassemble.kernels.checks import check_integer, check_tensor, describe, split_seed
+from pyassemble.kernels.checks import check_integer, check_number_type, check_tensor, describe, split_seed
 from pyassemble.kernels.deferred import numba_jit, triton_jit
 from pyassemble.kernels.halves import load, store
 from pyassemble.kernels.layout import Layout, laid_out_like, layout
@@ -776,7 +776,7 @@ def gate_open_probability(
         (C,), of loc's type. Differentiable.
 
     Raises:
-        ArgumentTypeError: loc is no tensor.
+        ArgumentTypeError: An argument of the wrong type.
         OutOfRangeError: A number outside its range.
         TensorError: loc is not a vector of floating-point numbers.
     """
@@ -796,6 +796,7 @@ def _check(x: torch.Tensor, loc: torch.Tensor, dim: int, beta: float, gamma: flo
     check_tensor("x", x)
     _check_loc(loc)
     _check_interval(beta, gamma, zeta)
+    check_number_type("dim", dim, int)
     if x.ndim < 2 or not -x.ndim <= dim < x.ndim or dim % x.ndim == 0:
         raise TensorError(
             f"{describe('x', x)} has no channels on dimension {dim}; accepted: (B, ...), channels on any other than 0"
@@ -818,6 +819,8 @@ def _check_loc(loc: torch.Tensor) -> None:
 
 
 def _check_interval(beta: float, gamma: float, zeta: float) -> None:
+    for name, value in (("beta", beta), ("gamma", gamma), ("zeta", zeta)):
+        check_number_type(name, value, int, float)
     if not (0 < beta < math.inf and -math.inf < gamma < 0 and 1 < zeta < math.inf):
         raise OutOfRangeError(
             f"beta {beta}, gamma {gamma}, zeta {zeta}; accepted: finite numbers, beta > 0, gamma < 0, zeta > 1"

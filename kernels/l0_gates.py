@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pyassemble.errors import OutOfRangeError
+from pyassemble.kernels.checks import check_integer, check_number_type
 from pyassemble.kernels.hard_concrete import (
     BETA,
     GAMMA,
@@ -30,10 +31,11 @@ class _L0Gate(nn.Module):
         gamma: Lower end of the stretched interval, < 0.
         zeta: Upper end of the stretched interval, > 1.
         fix_temp: True. A learned temperature, which some L0 code offers, is not implemented.
-        seed: Seed of the first draw and of the initial ``loc``. Gates that are not meant to draw alike need seeds
-            that lie further apart than there will be training steps.
+        seed: Seed of the first draw and of the initial ``loc``, int in [0, 2**63). Gates that are not meant
+            to draw alike need seeds that lie further apart than there will be training steps.
 
     Raises:
+        ArgumentTypeError: An argument of the wrong type.
         OutOfRangeError: ``fix_temp`` is False, or a number is outside its range.
 
     Attributes:
@@ -59,6 +61,10 @@ class _L0Gate(nn.Module):
         super().__init__()
         if not fix_temp:
             raise OutOfRangeError("fix_temp False: a learned temperature is not implemented; accepted: True")
+        check_integer("n_channels", n_channels, 2**31)
+        check_integer("seed", seed, 2**63)
+        check_number_type("loc_mean", loc_mean, int, float)
+        check_number_type("loc_sd", loc_sd, int, float)
         generator = torch.Generator().manual_seed(seed)
         self.loc = nn.Parameter(loc_mean + loc_sd * torch.randn(n_channels, generator=generator))
         self.register_buffer("seed", torch.tensor(seed))
@@ -76,6 +82,8 @@ class _L0Gate(nn.Module):
         """Gated x; in training with the draw of ``seed``, by default the next one.
 
         Under torch.distributed each rank draws gates of its own, although all hold the same seed.
+        Under activation checkpointing, hand over a seed drawn outside: the recomputation would draw the next one, and
+        the gradient would belong to other gates than the output.
 
         Args:
             x: Channels on the last dimension (1d) or on dimension 1 (2d).

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyassemble.errors import OutOfRangeError
+from pyassemble.errors import ArgumentTypeError, OutOfRangeError
 from pyassemble.kernels import L0Gate1d, L0Gate2d, gate_open_probability, hard_concrete_eval
 
 
@@ -84,3 +84,12 @@ def test_copies_and_bad_arguments() -> None:
         L0Gate2d(4, fix_temp=False)
     with pytest.raises(OutOfRangeError, match="beta 0"):
         L0Gate2d(4, beta=0)
+    for seed in (-1, 2**63, 2**70):
+        with pytest.raises(OutOfRangeError, match=r"seed must be in \[0, 2\*\*63\)"):
+            L0Gate1d(4, seed=seed)
+    with pytest.raises(OutOfRangeError, match="n_channels must be in"):
+        L0Gate2d(-1)
+    with pytest.raises(ArgumentTypeError, match="n_channels must be an int, not float"):
+        L0Gate2d(4.0)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="loc_mean must be a number"):
+        L0Gate2d(4, loc_mean="1")  # type: ignore[arg-type]
