@@ -175,7 +175,7 @@ class TestErrors:
             ((work.small, "--zoo", work.folder / "none.npz"), "there is no index file "),
             ((work.small, "--zoo", damaged), "damaged.npz is no sound zoo index: "),
             ((work.small, "--zoo", other), "text.npz is no sound zoo index: "),
-            ((work.small, "--zoo", work.folder), "is no sound zoo index: "),
+            ((work.small, "--zoo", work.folder), "cannot be read: Is a directory"),
             (("timm:resnet-18", *known), "timm knows no 'resnet-18'; close: "),
             (("torchvision:resnet-18", *known), "torchvision knows no 'resnet-18'"),
             (("hf-hub:a/b/c", *known), "'a/b/c' is not the name of a Hub repository"),
