@@ -35,6 +35,8 @@ class Candidate:
     """Of the target after the transfer, before training; mean over seeds."""
     accuracies: Floats
     """Of the target after the epoch in question, one for each seed."""
+    gains: Floats
+    """The same, divided by the accuracy of random initialization with that seed."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""Every score on a pool of targets: tau and regret by target and pooled, with intervals, against size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ranking_candidates import SCORES, SIZE, Score
+from ranking_statistics import (
+    NAN,
+    Resample,
+    interval,
+    kendall,
+    pair_counts,
+    random_orders,
+    random_regret,
+    regret,
+    resample,
+    total,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from ranking_pools import Group
+
+    Floats = NDArray[np.float64]
+    Interval = tuple[float, float]
+
+RESAMPLES = 2000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number and its 95 % interval."""
+
+    value: float
+    interval: tuple[float, float] = (NAN, NAN)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One score on one pool."""
+
+    score: Score
+    taus: Mapping[str, Figure]
+    """By target."""
+    regrets: Mapping[str, Figure]
+    choices: Mapping[str, tuple[str, ...]]
+    """By target, the first choice; several where they are tied."""
+    tau: Figure
+    """Over all pairs of candidates of one target."""
+    tau_beyond_size: Figure
+    """Minus the same of the parameter count, on the same resamples."""
+    regret: Figure
+    """Mean over targets."""
+    regret_beyond_size: Figure
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores on one pool, and what a choice at random would do."""
+
+    groups: Sequence[Group]
+    scores: Sequence[Evaluated]
+    random_tau: tuple[float, float]
+    """Where the pooled tau of 95 % of random orders lies."""
+    random_regrets: Mapping[str, float]
+    """By target, in closed form."""
+
+    @property
+    def random_regret(self) -> float:
+        return float(np.mean(list(self.random_regrets.values())))
+
+    def named(self, name: str) -> Evaluated:
+        return next(one for one in self.scores if one.score.name == name)
+
+
+def evaluate_pool(groups: Sequence[Group], resamples: int = RESAMPLES, seed: int = SEED) -> Evaluation:
+    """All scores on the targets of a pool.
+
+    Resamples are shared by all scores, so that differences between scores are those on equal draws. Targets are not
+    redrawn: intervals say nothing of other targets.
+    """
+    rng = np.random.default_rng(seed)
+    draws = [[resample([c.gains for c in group.candidates], rng) for group in groups] for _ in range(resamples)]
+    values = {score.name: [score.of(group.candidates) for group in groups] for score in SCORES}
+    size = _drawn(values[SIZE], draws)
+    return Evaluation(
+        groups=groups,
+        scores=[_evaluated(score, groups, values[score.name], values[SIZE], draws, size) for score in SCORES],
+        random_tau=interval(random_orders([group.gain for group in groups], resamples, seed)),
+        random_regrets={group.target: random_regret(group.gain) for group in groups},
+    )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A score on all resamples."""
+
+    taus: Floats
+    """(resamples, targets)"""
+    regrets: Floats
+    """(resamples, targets)"""
+    pooled: Floats
+    """(resamples,)"""
+
+
+def _drawn(values: Sequence[Floats], draws: Sequence[Sequence[Resample]]) -> _Drawn:
+    taus, regrets, pooled = [], [], []
+    for draw in draws:
+        counts = [pair_counts(value, *one) for value, one in zip(values, draw, strict=True)]
+        taus.append([one.tau for one in counts])
+        pooled.append(total(counts).tau)
+        regrets.append([_regret_of(value, one) for value, one in zip(values, draw, strict=True)])
+    return _Drawn(np.array(taus), np.array(regrets), np.array(pooled))
+
+
+def _regret_of(value: Floats, draw: Resample) -> float:
+    there = draw.copies > 0
+    return regret(value[there], draw.gain[there])
+
+
+def _evaluated(
+    score: Score,
+    groups: Sequence[Group],
+    values: Sequence[Floats],
+    size_values: Sequence[Floats],
+    draws: Sequence[Sequence[Resample]],
+    size: _Drawn,
+) -> Evaluated:
+    drawn = _drawn(values, draws)
+    names = [group.target for group in groups]
+    gains = [group.gain for group in groups]
+    tau, size_tau = _pooled_tau(values, gains), _pooled_tau(size_values, gains)
+    regrets = [regret(value, gain) for value, gain in zip(values, gains, strict=True)]
+    size_regrets = [regret(value, gain) for value, gain in zip(size_values, gains, strict=True)]
+    taus = [kendall(value, gain) for value, gain in zip(values, gains, strict=True)]
+    return Evaluated(
+        score=score,
+        taus={name: Figure(taus[i], interval(drawn.taus[:, i])) for i, name in enumerate(names)},
+        regrets={name: Figure(regrets[i], interval(drawn.regrets[:, i])) for i, name in enumerate(names)},
+        choices={group.target: _choice(group, value) for group, value in zip(groups, values, strict=True)},
+        tau=Figure(tau, interval(drawn.pooled)),
+        tau_beyond_size=Figure(tau - size_tau, interval(drawn.pooled - size.pooled)),
+        regret=Figure(float(np.mean(regrets)), interval(drawn.regrets.mean(1))),
+        regret_beyond_size=Figure(
+            float(np.mean(regrets) - np.mean(size_regrets)), interval((drawn.regrets - size.regrets).mean(1))
+        ),
+    )
+
+
+def _pooled_tau(values: Sequence[Floats], gains: Sequence[Floats]) -> float:
+    return total([pair_counts(value, gain) for value, gain in zip(values, gains, strict=True)]).tau
+
+
+def _choice(group: Group, value: Floats) -> tuple[str, ...]:
+    return tuple(c.pair.source for c, v in zip(group.candidates, value, strict=True) if v == value.max())
