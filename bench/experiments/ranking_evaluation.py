@@ -70,10 +70,8 @@ class Evaluation:
     """Where the pooled tau of 95 % of random orders lies."""
     random_regrets: Mapping[str, float]
     """By target, in closed form."""
-
-    @property
-    def random_regret(self) -> float:
-        return float(np.mean(list(self.random_regrets.values())))
+    random_regret: Figure
+    """Mean over targets."""
 
     def named(self, name: str) -> Evaluated:
         return next(one for one in self.scores if one.score.name == name)
@@ -89,11 +87,14 @@ def evaluate_pool(groups: Sequence[Group], resamples: int = RESAMPLES, seed: int
     draws = [[resample([c.gains for c in group.candidates], rng) for group in groups] for _ in range(resamples)]
     values = {score.name: [score.of(group.candidates) for group in groups] for score in SCORES}
     size = _drawn(values[SIZE], draws)
+    by_chance = {group.target: random_regret(group.gain) for group in groups}
+    drawn_by_chance = [np.mean([random_regret(np.repeat(*one)) for one in draw]) for draw in draws]
     return Evaluation(
         groups=groups,
         scores=[_evaluated(score, groups, values[score.name], values[SIZE], draws, size) for score in SCORES],
         random_tau=interval(random_orders([group.gain for group in groups], resamples, seed)),
-        random_regrets={group.target: random_regret(group.gain) for group in groups},
+        random_regrets=by_chance,
+        random_regret=Figure(float(np.mean(list(by_chance.values()))), interval(drawn_by_chance)),
     )
 
 

@@ -37,7 +37,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18_narrow": _timm("resnet18", 4, channels=NARROW),
     "resnet34_narrow": _timm("resnet34", 4, channels=NARROW),
     "resnet14t_narrow": _timm("resnet14t", 4, channels=NARROW),
-    "resnet10t": _timm("resnet10t", 2),
     "resnet18": _timm("resnet18", 4),
     "regnetx_002": _timm("regnetx_002", 2),
     "regnetx_004": _timm("regnetx_004", 2),
@@ -45,14 +44,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "regnety_004": _timm("regnety_004", 2),
     "lcnet_035": _timm("lcnet_035", 2),
     "lcnet_050": _timm("lcnet_050", 2),
-    "lcnet_100": _timm("lcnet_100", 2),
     "mobilenetv3_small_050": _timm("mobilenetv3_small_050", 2),
     "mobilenetv3_small_100": _timm("mobilenetv3_small_100", 2),
     "mobilenetv2_035": _timm("mobilenetv2_035", 2),
     "mobilenetv2_050": _timm("mobilenetv2_050", 2),
     "mnasnet_small": _timm("mnasnet_small", 2),
     "efficientnet_lite0": _timm("efficientnet_lite0", 2),
-    "convnext_atto": _timm("convnext_atto", 2),
     "densenet121": _timm("densenet121", 4),
 }
 

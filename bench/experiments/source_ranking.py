@@ -17,12 +17,14 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from brief_sources import BriefSources, Recipe
 from cifar10 import Images, Normalize, read
 from cifar_resnet import MEAN, STD, pretrained
 from provenance import ROOT, device_name
+from ranking_report import write_report
 from ranking_scores import pair_scores, write_scores
 from rich.console import Console
 from small_networks import CIFAR_RESNETS, build, depth_of, parameter_count
@@ -31,6 +33,9 @@ from transfer_runs import RANDOM, Row, Run, RunFile, refuse_mixture
 from transfer_training import Circumstances, accuracy, train_and_measure, untrained_row
 
 import pyassemble as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SECTION = "ranking"
 PUBLISHED, BRIEF = "elsewhere", "brief"
@@ -73,11 +78,9 @@ ALL = Conditions(
         "resnet14_cifar",
         "resnet18_narrow",
         "resnet34_narrow",
-        "resnet10t",
         "regnetx_004",
         "regnety_002",
         "lcnet_035",
-        "lcnet_100",
         "mobilenetv3_small_100",
         "mobilenetv2_035",
     ),
@@ -175,12 +178,11 @@ class Experiment:
         return train_and_measure(target, train, test, before, self.normalize)
 
 
-def score_all(conditions: Conditions, path: Path) -> None:
+def score_all(runs: Iterable[Run], path: Path) -> None:
     """Writes the scores of all pairs: they need architectures only, so they stand before the first run ends."""
-    cpu = torch.device("cpu")
-    names = dict.fromkeys([*conditions.targets, *conditions.published, *conditions.brief])
-    networks = {name: build(name, 0, cpu) for name in names}
-    pairs = dict.fromkeys((run.target, run.source) for run in planned_runs(conditions) if run.source != RANDOM)
+    pairs = dict.fromkeys((run.target, run.source) for run in runs if run.source != RANDOM)
+    names = dict.fromkeys(name for pair in pairs for name in pair)
+    networks = {name: build(name, 0, torch.device("cpu")) for name in names}
     write_scores((pair_scores(t, networks[t], s, networks[s]) for t, s in pairs), path)
 
 
@@ -224,6 +226,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with the images, or with cifar10/")
     add("--weights", type=Path, help="folder with resnet{20,32,44,56}.safetensors (default: DATA/cifar_resnets)")
     add("--out", type=Path, default=ROOT / "bench/results/source_ranking")
+    add(
+        "--earlier",
+        type=Path,
+        default=ROOT / "bench/results/transfer_cifar10/runs.csv",
+        help="runs of the transfer experiment, whose gains are ranked as well",
+    )
     add("--seeds", type=int, default=ALL.seeds)
     add("--device", default="cpu")
     add("--threads", type=int, default=1)
@@ -240,6 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     file = RunFile(options.out / "runs.csv")
+    earlier = RunFile(options.earlier)
     conditions = SMOKE if options.smoke else replace(ALL, seeds=options.seeds)
     if not options.report_only:
         experiment = Experiment(
@@ -257,13 +266,14 @@ def main(argv: list[str] | None = None) -> int:
             ),
         )
         refuse_mixture(file, experiment.settings)
-        score_all(conditions, options.out / "scores.csv")
+        score_all([*planned_runs(conditions), *earlier.runs()], options.out / "scores.csv")
         try:
             train_sources(experiment, console)
             perform_all(experiment, file, deadline, console)
         except KeyboardInterrupt:
             console.print(f"stopped; finished runs are in {file.path}, the same command goes on from there")
             return 130
+    write_report(file, earlier, options.out, console)
     return 0
 
 
