@@ -84,11 +84,11 @@ def evaluate_pool(groups: Sequence[Group], resamples: int = RESAMPLES, seed: int
     redrawn: intervals say nothing of other targets.
     """
     rng = np.random.default_rng(seed)
-    draws = [[resample([c.gains for c in group.candidates], rng) for group in groups] for _ in range(resamples)]
+    draws = [resample([c.gains for c in group.candidates], resamples, rng) for group in groups]
     values = {score.name: [score.of(group.candidates) for group in groups] for score in SCORES}
     size = _drawn(values[SIZE], draws)
-    by_chance = {group.target: random_regret(group.gain) for group in groups}
-    drawn_by_chance = [np.mean([random_regret(np.repeat(*one)) for one in draw]) for draw in draws]
+    by_chance = {group.target: float(random_regret(group.gain)) for group in groups}
+    drawn_by_chance = np.mean([random_regret(*draw) for draw in draws], axis=0)
     return Evaluation(
         groups=groups,
         scores=[_evaluated(score, groups, values[score.name], values[SIZE], draws, size) for score in SCORES],
@@ -103,26 +103,17 @@ class _Drawn:
     """A score on all resamples."""
 
     taus: Floats
-    """(resamples, targets)"""
+    """(targets, resamples)"""
     regrets: Floats
-    """(resamples, targets)"""
+    """(targets, resamples)"""
     pooled: Floats
     """(resamples,)"""
 
 
-def _drawn(values: Sequence[Floats], draws: Sequence[Sequence[Resample]]) -> _Drawn:
-    taus, regrets, pooled = [], [], []
-    for draw in draws:
-        counts = [pair_counts(value, *one) for value, one in zip(values, draw, strict=True)]
-        taus.append([one.tau for one in counts])
-        pooled.append(total(counts).tau)
-        regrets.append([_regret_of(value, one) for value, one in zip(values, draw, strict=True)])
-    return _Drawn(np.array(taus), np.array(regrets), np.array(pooled))
-
-
-def _regret_of(value: Floats, draw: Resample) -> float:
-    there = draw.copies > 0
-    return regret(value[there], draw.gain[there])
+def _drawn(values: Sequence[Floats], draws: Sequence[Resample]) -> _Drawn:
+    counts = [pair_counts(value, *draw) for value, draw in zip(values, draws, strict=True)]
+    regrets = [regret(value, *draw) for value, draw in zip(values, draws, strict=True)]
+    return _Drawn(np.array([one.tau for one in counts]), np.array(regrets), total(counts).tau)
 
 
 def _evaluated(
@@ -130,32 +121,32 @@ def _evaluated(
     groups: Sequence[Group],
     values: Sequence[Floats],
     size_values: Sequence[Floats],
-    draws: Sequence[Sequence[Resample]],
+    draws: Sequence[Resample],
     size: _Drawn,
 ) -> Evaluated:
     drawn = _drawn(values, draws)
     names = [group.target for group in groups]
     gains = [group.gain for group in groups]
     tau, size_tau = _pooled_tau(values, gains), _pooled_tau(size_values, gains)
-    regrets = [regret(value, gain) for value, gain in zip(values, gains, strict=True)]
-    size_regrets = [regret(value, gain) for value, gain in zip(size_values, gains, strict=True)]
+    regrets = [float(regret(value, gain)) for value, gain in zip(values, gains, strict=True)]
+    size_regrets = [float(regret(value, gain)) for value, gain in zip(size_values, gains, strict=True)]
     taus = [kendall(value, gain) for value, gain in zip(values, gains, strict=True)]
     return Evaluated(
         score=score,
-        taus={name: Figure(taus[i], interval(drawn.taus[:, i])) for i, name in enumerate(names)},
-        regrets={name: Figure(regrets[i], interval(drawn.regrets[:, i])) for i, name in enumerate(names)},
+        taus={name: Figure(taus[i], interval(drawn.taus[i])) for i, name in enumerate(names)},
+        regrets={name: Figure(regrets[i], interval(drawn.regrets[i])) for i, name in enumerate(names)},
         choices={group.target: _choice(group, value) for group, value in zip(groups, values, strict=True)},
         tau=Figure(tau, interval(drawn.pooled)),
         tau_beyond_size=Figure(tau - size_tau, interval(drawn.pooled - size.pooled)),
-        regret=Figure(float(np.mean(regrets)), interval(drawn.regrets.mean(1))),
+        regret=Figure(float(np.mean(regrets)), interval(drawn.regrets.mean(0))),
         regret_beyond_size=Figure(
-            float(np.mean(regrets) - np.mean(size_regrets)), interval((drawn.regrets - size.regrets).mean(1))
+            float(np.mean(regrets) - np.mean(size_regrets)), interval((drawn.regrets - size.regrets).mean(0))
         ),
     )
 
 
 def _pooled_tau(values: Sequence[Floats], gains: Sequence[Floats]) -> float:
-    return total([pair_counts(value, gain) for value, gain in zip(values, gains, strict=True)]).tau
+    return float(total([pair_counts(value, gain) for value, gain in zip(values, gains, strict=True)]).tau)
 
 
 def _choice(group: Group, value: Floats) -> tuple[str, ...]:
