@@ -9,7 +9,7 @@ import numpy as np
 from ranking_candidates import ASKED, MEASURED, PROPOSED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from ranking_candidates import Candidate
@@ -22,7 +22,7 @@ AXES: dict[str, tuple[Callable[[Candidate], float], str]] = {
     "parameters of the source, millions": (lambda c: c.pair.source_parameters / 1e6, "log"),
 }
 COLORS = {ASKED: "C0", PROPOSED: "C1", MEASURED: "0.55"}
-LABELS = {ASKED: "similarity and size", PROPOSED: "proposed beforehand", MEASURED: "needs measured accuracies"}
+LABELS = {ASKED: "asked for", PROPOSED: "proposed beforehand", MEASURED: "needs measured accuracies"}
 
 
 def plot(evaluation: Evaluation, conditions: str, path: Path) -> None:
@@ -37,17 +37,24 @@ def plot(evaluation: Evaluation, conditions: str, path: Path) -> None:
     tau_panel, regret_panel = lower.subplots(1, 2, sharey=True)
     _taus(tau_panel, evaluation)
     _regrets(regret_panel, evaluation)
+    lower.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     figure.supxlabel("\n".join(textwrap.wrap(conditions, 170)), fontsize=7.5, color="0.35")
     figure.savefig(path, dpi=120, format="png")
 
 
-def _scatters(figure: Any, groups: Any) -> None:
+def _scatters(figure: Any, groups: Sequence[Group]) -> None:
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
     panels = figure.subplots(1, len(AXES), sharey=True)
     for panel, (label, (value, scale)) in zip(panels, AXES.items(), strict=True):
         for order, group in enumerate(groups):
             _cloud(panel, group, value, f"C{order}")
         panel.axhline(1, color="0.4", lw=1, ls="--")
         panel.set_xscale(scale)
+        if scale == "log":
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+            panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(label)
         _plain(panel)
     panels[0].set_ylabel("gain over random initialization")
@@ -75,7 +82,6 @@ def _taus(panel: Any, evaluation: Evaluation) -> None:
     panel.set_yticks(range(len(evaluation.scores)), [one.score.name for one in evaluation.scores])
     panel.invert_yaxis()
     panel.set_xlabel("Kendall's tau-b with the gain within targets (strokes: each target)")
-    panel.legend(frameon=False, fontsize=8, loc="lower left")
     _plain(panel)
 
 
@@ -86,7 +92,6 @@ def _regrets(panel: Any, evaluation: Evaluation) -> None:
     for kind, color in COLORS.items():
         panel.plot([], [], color=color, marker="o", label=LABELS[kind])
     panel.set_xlabel("regret of the first choice, in gain, mean over targets")
-    panel.legend(frameon=False, fontsize=8)
     _plain(panel)
 
 

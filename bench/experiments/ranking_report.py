@@ -127,11 +127,10 @@ def _verdicts(evaluation: Evaluation) -> str:
         for one in evaluation.scores
         if one.score.kind == PROPOSED and one.tau_beyond_size.interval[0] > 0
     ]
-    beaten = f"Proposed scores that do: {', '.join(better)}." if better else "No proposed score does."
+    proposed = f"better than size among the proposed: {', '.join(better)}" if better else "no proposed score beats size"
     return (
-        f"{'; '.join(said)} (Kendall's tau-b {_figure(evaluation.named(SIMILARITY).tau)} for symmetric similarity, "
-        f"{_figure(size)} for size; the differences are in the table). Better than size by an interval that excludes "
-        f"zero: {beaten}"
+        f"{'; '.join(said)}; {proposed} (the interval of the difference in tau-b excludes zero). Kendall's tau-b is "
+        f"{_figure(evaluation.named(SIMILARITY).tau)} for symmetric similarity and {_figure(size)} for size."
     )
 
 

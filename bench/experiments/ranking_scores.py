@@ -60,15 +60,20 @@ def pair_scores(target_name: str, target: nn.Module, source_name: str, source: n
     return PairScores(
         target=target_name,
         source=source_name,
-        symmetric=pa.similarity(source, target),
-        directed=pa.similarity(source, target, directed=True),
+        symmetric=_rounded(pa.similarity(source, target)),
+        directed=_rounded(pa.similarity(source, target, directed=True)),
         source_parameters=parameter_count(source),
         target_parameters=parameter_count(target),
-        coverage=pa.transfer(source, target, dry_run=True).coverage,
-        depth_coverage=depth_coverage(covered),
-        chain=chain(covered),
-        unbroken=unbroken(covered, partners),
+        coverage=_rounded(pa.transfer(source, target, dry_run=True).coverage),
+        depth_coverage=_rounded(depth_coverage(covered)),
+        chain=_rounded(chain(covered)),
+        unbroken=_rounded(unbroken(covered, partners)),
     )
+
+
+def _rounded(score: float) -> float:
+    # Sums in another order differ in the last bits; a tie must stay a tie.
+    return round(score, 12)
 
 
 def along_target(
