@@ -124,7 +124,7 @@ def read_scores(path: Path) -> dict[tuple[str, str], PairScores]:
     readers = {"str": str, "int": int, "float": float}
     with path.open(newline="") as file:
         rows = [
-            PairScores(**{field.name: readers[str(field.type)](record[field.name]) for field in fields(PairScores)})  # type: ignore[arg-type]
+            PairScores(**{field.name: readers[str(field.type)](record[field.name]) for field in fields(PairScores)})
             for record in csv.DictReader(file)
         ]
     return {(row.target, row.source): row for row in rows}

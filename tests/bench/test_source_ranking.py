@@ -88,6 +88,8 @@ class TestRegret:
 
         gain, copies = np.tile(array(1.0, 4.0, 2.0), (2, 1)), np.array([[2, 0, 1], [0, 2, 1]])
         assert regret(array(9, 5, 1), gain, copies).tolist() == [1.0, 0.0]
+        # The first choice is tied with a candidate that was not drawn.
+        assert regret(array(5, 5, 1), gain[:1], np.array([[1, 0, 2]])).tolist() == [1.0]
         assert random_regret(gain, copies) == pytest.approx([2 - 4 / 3, 4 - 10 / 3])
 
 
