@@ -21,7 +21,7 @@ from ranking_statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from ranking_pools import Group
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     Interval = tuple[float, float]
 
 RESAMPLES = 2000
+FEWEST_FOR_INTERVAL = 6
+"""With fewer candidates of a target, resampling says next to nothing about the uncertainty."""
 SEED = 0
 
 
@@ -81,8 +83,9 @@ def evaluate_pool(groups: Sequence[Group], resamples: int = RESAMPLES, seed: int
     """All scores on the targets of a pool.
 
     Resamples are shared by all scores, so that differences between scores are those on equal draws. Targets are not
-    redrawn: intervals say nothing of other targets.
+    redrawn: intervals say nothing of other targets. With few candidates there are no intervals.
     """
+    bracket = interval if min(len(group.candidates) for group in groups) >= FEWEST_FOR_INTERVAL else _unknown
     rng = np.random.default_rng(seed)
     draws = [resample([c.gains for c in group.candidates], resamples, rng) for group in groups]
     values = {score.name: [score.of(group.candidates) for group in groups] for score in SCORES}
@@ -91,10 +94,10 @@ def evaluate_pool(groups: Sequence[Group], resamples: int = RESAMPLES, seed: int
     drawn_by_chance = np.mean([random_regret(*draw) for draw in draws], axis=0)
     return Evaluation(
         groups=groups,
-        scores=[_evaluated(score, groups, values[score.name], values[SIZE], draws, size) for score in SCORES],
+        scores=[_evaluated(score, groups, values[score.name], values[SIZE], draws, size, bracket) for score in SCORES],
         random_tau=interval(random_orders([group.gain for group in groups], resamples, seed)),
         random_regrets=by_chance,
-        random_regret=Figure(float(np.mean(list(by_chance.values()))), interval(drawn_by_chance)),
+        random_regret=Figure(float(np.mean(list(by_chance.values()))), bracket(drawn_by_chance)),
     )
 
 
@@ -116,6 +119,10 @@ def _drawn(values: Sequence[Floats], draws: Sequence[Resample]) -> _Drawn:
     return _Drawn(np.array([one.tau for one in counts]), np.array(regrets), total(counts).tau)
 
 
+def _unknown(values: Floats) -> Interval:
+    return NAN, NAN
+
+
 def _evaluated(
     score: Score,
     groups: Sequence[Group],
@@ -123,6 +130,7 @@ def _evaluated(
     size_values: Sequence[Floats],
     draws: Sequence[Resample],
     size: _Drawn,
+    bracket: Callable[[Floats], Interval],
 ) -> Evaluated:
     drawn = _drawn(values, draws)
     names = [group.target for group in groups]
@@ -133,14 +141,14 @@ def _evaluated(
     taus = [kendall(value, gain) for value, gain in zip(values, gains, strict=True)]
     return Evaluated(
         score=score,
-        taus={name: Figure(taus[i], interval(drawn.taus[i])) for i, name in enumerate(names)},
-        regrets={name: Figure(regrets[i], interval(drawn.regrets[i])) for i, name in enumerate(names)},
+        taus={name: Figure(taus[i], bracket(drawn.taus[i])) for i, name in enumerate(names)},
+        regrets={name: Figure(regrets[i], bracket(drawn.regrets[i])) for i, name in enumerate(names)},
         choices={group.target: _choice(group, value) for group, value in zip(groups, values, strict=True)},
-        tau=Figure(tau, interval(drawn.pooled)),
-        tau_beyond_size=Figure(tau - size_tau, interval(drawn.pooled - size.pooled)),
-        regret=Figure(float(np.mean(regrets)), interval(drawn.regrets.mean(0))),
+        tau=Figure(tau, bracket(drawn.pooled)),
+        tau_beyond_size=Figure(tau - size_tau, bracket(drawn.pooled - size.pooled)),
+        regret=Figure(float(np.mean(regrets)), bracket(drawn.regrets.mean(0))),
         regret_beyond_size=Figure(
-            float(np.mean(regrets) - np.mean(size_regrets)), interval((drawn.regrets - size.regrets).mean(0))
+            float(np.mean(regrets) - np.mean(size_regrets)), bracket((drawn.regrets - size.regrets).mean(0))
         ),
     )
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from brief_sources import read_trained
 from markdown import number, percent, table
-from ranking_candidates import ASKED, PROPOSED, SIMILARITY, SIZE
-from ranking_evaluation import RESAMPLES, Evaluated, Evaluation, Figure, evaluate_pool
+from ranking_candidates import ASKED, PROPOSED, SIZE
+from ranking_evaluation import FEWEST_FOR_INTERVAL, RESAMPLES, Evaluated, Evaluation, Figure, evaluate_pool
 from ranking_plot import plot
 from ranking_pools import groups_of
 from ranking_scores import read_scores
@@ -81,13 +81,18 @@ def write_report(file: RunFile, earlier: RunFile, out: Path, console: Console) -
 
 
 def verdict(evaluated: Evaluated) -> str:
-    """What the interval of the difference to size allows to say."""
-    low, high = evaluated.tau_beyond_size.interval
-    if low > 0:
-        return "orders sources better than their size"
-    if high < 0:
-        return "loses to size"
-    return "is not told apart from size"
+    """What the intervals of the differences to size allow to say of the whole order and of the first choice."""
+    tau, regret = evaluated.tau_beyond_size.interval, evaluated.regret_beyond_size.interval
+    if np.isnan(tau[0]):
+        return "too few candidates to tell"
+    order = _told(tau, "better than", "worse than") or "not told apart from"
+    choice = _told(regret, "worse than", "better than") or "not told apart from"
+    return f"order {order} size's, first choice {choice} size's"
+
+
+def _told(interval: tuple[float, float], above: str, below: str) -> str | None:
+    low, high = interval
+    return above if low > 0 else below if high < 0 else None
 
 
 def _markdown(
@@ -97,7 +102,7 @@ def _markdown(
     parts = [
         "# Which source first? Scores against size on CIFAR-10 (JPEG)",
         "## Pooled within targets",
-        _verdicts(main),
+        _verdicts(pools),
         _pooled_table(main),
         conditions,
         _reading(main),
@@ -118,20 +123,31 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _verdicts(evaluation: Evaluation) -> str:
-    chosen = [one for one in evaluation.scores if one.score.kind == ASKED and one.score.name != SIZE]
-    said = [f"**{one.score.name[0].upper()}{one.score.name[1:]} {verdict(one)}**" for one in chosen]
-    size = evaluation.named(SIZE).tau
-    better = [
-        one.score.name
-        for one in evaluation.scores
-        if one.score.kind == PROPOSED and one.tau_beyond_size.interval[0] > 0
-    ]
-    proposed = f"better than size among the proposed: {', '.join(better)}" if better else "no proposed score beats size"
-    return (
-        f"{'; '.join(said)}; {proposed} (the interval of the difference in tau-b excludes zero). Kendall's tau-b is "
-        f"{_figure(evaluation.named(SIMILARITY).tau)} for symmetric similarity and {_figure(size)} for size."
+def _verdicts(pools: Sequence[tuple[Pool, Evaluation]]) -> str:
+    """A list of what each pool says of similarity against size, and which proposed scores do better than size."""
+    lines = []
+    for pool, evaluation in pools:
+        asked = [one for one in evaluation.scores if one.score.kind == ASKED and one.score.name != SIZE]
+        said = "; ".join(f"{one.score.name} **{verdict(one)}** (tau-b {one.tau.value:+.2f})" for one in asked)
+        lines.append(f"- {pool.name}: {said}; size {evaluation.named(SIZE).tau.value:+.2f}.")
+    main = pools[0][1]
+    proposed = [one for one in main.scores if one.score.kind == PROPOSED]
+    better = [one.score.name for one in proposed if one.tau_beyond_size.interval[0] > 0]
+    chosen = [one.score.name for one in proposed if one.regret_beyond_size.interval[1] < 0]
+    lines.append(
+        f"- Of the {len(proposed)} scores proposed beforehand, {_listed(better)} better than size by tau-b and "
+        f"{_listed(chosen)} by regret, {MAIN.name}."
     )
+    largest = set(main.named(SIZE).choices.values())
+    if len(largest) == 1:
+        (chosen_by_size,) = largest
+        named = " or ".join(chosen_by_size)
+        lines.append(f"- Size has one first choice for every target, {named}: its regret is that of this source.")
+    return "\n".join(lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}" if names else "none is"
 
 
 def _pooled_table(evaluation: Evaluation) -> str:
@@ -163,8 +179,9 @@ def _reading(evaluation: Evaluation) -> str:
         f"Brackets: 95 % percentile interval of {RESAMPLES} bootstrap resamples: within each target the seeds of each "
         "candidate and then the candidates are redrawn with replacement; targets are not, so the intervals say "
         "nothing of other targets, and with one seed nothing of how a repetition would differ. All scores see the "
-        "same resamples; copies of a candidate are tied with each other in score and gain. For random, tau's bracket "
-        "holds 95 % of random orders. Intervals are not corrected for the number of scores. "
+        "same resamples; copies of a candidate are tied with each other in score and gain. No brackets where a target "
+        f"has fewer than {FEWEST_FOR_INTERVAL} candidates. For random, tau's bracket holds 95 % of random orders. "
+        "Intervals are not corrected for the number of scores. "
         "Scores and the main outcome were fixed before the first gain was measured. "
         "`needs measurements`: the score uses accuracies on the test images, which architectures alone do not give."
     )
@@ -243,12 +260,11 @@ def _source_table(rows: Sequence[dict[str, str]]) -> str:
 
 
 def _figure(figure: Figure, sign: str = "+") -> str:
-    low, high = figure.interval
     if np.isnan(figure.value):
         return "—"
-    if np.isnan(low):
-        return f"{figure.value:{sign}.2f}"
-    return f"{figure.value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+    # Adding zero takes the sign off a rounded -0.
+    value, low, high = (f"{round(one, 2) + 0.0:{sign}.2f}" for one in (figure.value, *figure.interval))
+    return value if low.endswith("nan") else f"{value} [{low}, {high}]"
 
 
 def _write_csv(pools: Sequence[tuple[Pool, Evaluation]], path: Path) -> None:

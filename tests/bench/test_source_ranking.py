@@ -267,7 +267,11 @@ class TestReport:
 
     def test_similarity_beats_size(self, tmp_path: Path) -> None:
         summary = self.write(tmp_path, lambda i: i / 10, lambda i: 100 - i)
-        assert "**Symmetric similarity orders sources better than their size**" in summary
+        assert (
+            "symmetric similarity **order better than size's, first choice better than size's** (tau-b +1.00)"
+            in summary
+        )
+        assert "Size has one first choice for every target, a:" in summary
         assert "| symmetric similarity | asked for | +1.00 [+1.00, +1.00] | +2.00 [+2.00, +2.00] | 0.00 [" in summary
         # The largest is the worst: 3.5 of gain lost; a choice at random loses 3.5 / 2 on average.
         assert "| parameters of the source | asked for | -1.00 [-1.00, -1.00] | — | 3.50 [" in summary
@@ -284,11 +288,31 @@ class TestReport:
 
     def test_similarity_loses_to_size(self, tmp_path: Path) -> None:
         summary = self.write(tmp_path, lambda i: -i, lambda i: 1 + i)
-        assert "**Symmetric similarity loses to size**" in summary
+        assert (
+            "symmetric similarity **order worse than size's, first choice worse than size's** (tau-b -1.00)" in summary
+        )
 
     def test_similarity_like_size(self, tmp_path: Path) -> None:
         summary = self.write(tmp_path, lambda i: i % 4, lambda i: 10 + (i + 1) % 4)
-        assert "**Symmetric similarity is not told apart from size**" in summary
+        assert "symmetric similarity **order not told apart from size's, first choice not told" in summary
+
+    def test_no_intervals_for_few_candidates(self) -> None:
+        from ranking_candidates import Candidate
+        from ranking_evaluation import evaluate_pool
+        from ranking_pools import Group
+        from ranking_report import verdict
+
+        def group(count: int) -> Group:
+            pairs = [pair("t", str(i), i, 10 - i) for i in range(count)]
+            gains = [array(i, i) for i in range(count)]
+            candidates = [Candidate(p, "brief", 0.5, 0.1, g, g) for p, g in zip(pairs, gains, strict=True)]
+            return Group("t", tuple(candidates), seeds=2)
+
+        few = evaluate_pool([group(5)]).named("symmetric similarity")
+        assert few.tau.value == few.taus["t"].value == 1.0
+        assert all(map(math.isnan, few.tau.interval + few.regret_beyond_size.interval))
+        assert verdict(few) == "too few candidates to tell"
+        assert verdict(evaluate_pool([group(6)]).named("symmetric similarity")).startswith("order better")
 
     def test_too_few_runs(self, tmp_path: Path) -> None:
         from ranking_report import write_report
