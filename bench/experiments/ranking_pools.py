@@ -26,7 +26,8 @@ class Group:
 
     target: str
     candidates: tuple[Candidate, ...]
-    seeds: int
+    seeds: tuple[int, ...]
+    """Those that all candidates have finished."""
 
     @property
     def gain(self) -> NDArray[np.float64]:
@@ -65,7 +66,7 @@ def groups_of(
         seeds = sorted({run.seed for run in of_target if run.source == RANDOM}.intersection(*finished))
         if len(wanted) >= FEWEST_CANDIDATES and seeds:
             chosen = [_candidate(of_target, scores[target, key[0]], key, seeds, epoch) for key in sorted(wanted)]
-            groups.append(Group(target, tuple(chosen), len(seeds)))
+            groups.append(Group(target, tuple(chosen), tuple(seeds)))
     return groups
 
 

@@ -168,7 +168,7 @@ def _pooled_table(evaluation: Evaluation) -> str:
 
 
 def _reading(evaluation: Evaluation) -> str:
-    seeds = ", ".join(f"{group.target} {group.seeds}" for group in evaluation.groups)
+    seeds = ", ".join(f"{group.target} {len(group.seeds)}" for group in evaluation.groups)
     return (
         f"{_sizes(evaluation)} Seeds: {seeds}. "
         "Gain: accuracy after the last epoch divided by that of random initialization with the same seed, averaged "
@@ -221,7 +221,8 @@ def _candidate_table(rows: Sequence[Row], evaluation: Evaluation) -> str:
     cells = []
     for group in evaluation.groups:
         for c in sorted(group.candidates, key=lambda c: -c.gains.mean()):
-            of = [r for r in rows if (r.target, r.source, r.scenario) == (group.target, c.pair.source, c.scenario)]
+            key = (group.target, c.pair.source, c.scenario)
+            of = [r for r in rows if (r.target, r.source, r.scenario) == key and r.seed in group.seeds]
             epochs = range(1, max(r.epoch for r in of) + 1)
             after = [percent(float(np.mean([r.accuracy for r in of if r.epoch == epoch]))) for epoch in epochs]
             cells.append(
@@ -283,7 +284,14 @@ def _write_csv(pools: Sequence[tuple[Pool, Evaluation]], path: Path) -> None:
                 for group in evaluation.groups:
                     name = group.target
                     own = [one.taus[name], Figure(NAN), one.regrets[name], Figure(NAN)]
-                    row = [pool.name, name, len(group.candidates), group.seeds, *known, " ".join(one.choices[name])]
+                    row = [
+                        pool.name,
+                        name,
+                        len(group.candidates),
+                        len(group.seeds),
+                        *known,
+                        " ".join(one.choices[name]),
+                    ]
                     writer.writerow([*row, *_columns(own)])
 
 

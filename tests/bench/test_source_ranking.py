@@ -225,7 +225,7 @@ class TestPools:
         scores = {("t", name): pair("t", name, 0.5, 10) for name in "abcd"}
         (group,) = groups_of(runs, scores, section="ranking", scenarios=("brief",), epoch=-1)
         assert [c.pair.source for c in group.candidates] == ["a", "b", "c"]
-        assert group.seeds == 2
+        assert group.seeds == (0, 1)
         assert group.gain.tolist() == pytest.approx([2, 3, 4])
         assert group.candidates[0].accuracies.tolist() == pytest.approx([0.2, 0.4])
         assert groups_of(runs, scores, section="grid", scenarios=("brief",), epoch=-1) == []
@@ -306,7 +306,7 @@ class TestReport:
             pairs = [pair("t", str(i), i, 10 - i) for i in range(count)]
             gains = [array(i, i) for i in range(count)]
             candidates = [Candidate(p, "brief", 0.5, 0.1, g, g) for p, g in zip(pairs, gains, strict=True)]
-            return Group("t", tuple(candidates), seeds=2)
+            return Group("t", tuple(candidates), seeds=(0, 1))
 
         few = evaluate_pool([group(5)]).named("symmetric similarity")
         assert few.tau.value == few.taus["t"].value == 1.0
