@@ -85,6 +85,22 @@ def transfer_results() -> str:
     return "\n\n".join(lines)
 
 
+def ranking_results() -> str:
+    """The ranking experiment's picture and its table over all targets."""
+    folder = RESULTS / "source_ranking"
+    parts = (folder / "summary.md").read_text(encoding="utf-8").split("\n## ")
+    pooled = next(part for part in parts if part.startswith("Pooled within targets"))
+    link = folder.relative_to(ROOT).as_posix()
+    lines = [
+        "### Which source first?",
+        f"`python bench/experiments/source_ranking.py`; every target and candidate is in "
+        f"[summary.md]({link}/summary.md).",
+        f"![gain by similarity and by size, and how well each score orders sources]({link}/plot.png)",
+        pooled.partition("\n")[2].strip(),
+    ]
+    return "\n\n".join(lines)
+
+
 def replaced(text: str, name: str, content: str) -> str:
     """The text with the part between a pair of markers replaced."""
     start = text.index("\n", text.index(f"<!-- {name}:")) + 1
@@ -96,9 +112,9 @@ def main() -> None:
     """Rewrite README.md."""
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(encoding="utf-8"), "bench", benchmarks("transfer"))
-    text = replaced(text, "zoo", benchmarks("zoo"))
-    text = replaced(text, "kernels", kernels())
-    readme.write_text(replaced(text, "transfer", transfer_results()), encoding="utf-8")
+    for name, content in (("zoo", benchmarks("zoo")), ("kernels", kernels()), ("transfer", transfer_results())):
+        text = replaced(text, name, content)
+    readme.write_text(replaced(text, "ranking", ranking_results()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,66 +17,35 @@ import argparse
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import timm
 import torch
 from cifar10 import Images, Normalize, read
-from cifar_resnet import DEPTHS, MEAN, STD, CifarResNet, load_weights, pretrained
+from cifar_resnet import MEAN, STD, load_weights, pretrained
+from provenance import ROOT, device_name
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.torch import save_file
-from small_images import keep_resolution
+from small_networks import CIFAR_RESNETS, build, depth_of, parameter_count, precision_for
 from torch import nn
 from transfer_report import write_report
-from transfer_runs import RANDOM, Row, Run, RunFile
+from transfer_runs import RANDOM, Row, Run, RunFile, refuse_mixture
+from transfer_training import LEARNING_RATE, Circumstances, accuracy, train_and_measure, untrained_row
 
 import pyassemble as pa
 from pyassemble.atomic import replacing
-from pyassemble.training import EpochResult, evaluate, fit, random_flip
+from pyassemble.training import fit, random_flip
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE, TUNED = "elsewhere", "fine-tuned"
 GRID, ONE_EPOCH = "grid", "one-epoch"
-CIFAR_RESNETS = tuple(f"resnet{depth}_cifar" for depth in DEPTHS)
-LEARNING_RATE = 1e-3
 # Room that an estimate leaves for other load on the machine before a run is left out of the budget.
 MARGIN = 1.1
-
-
-def cifar_resnet(name: str) -> CifarResNet:
-    return CifarResNet(int(name.removeprefix("resnet").removesuffix("_cifar")))
-
-
-def _timm(name: str, final: int, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: keep_resolution(timm.create_model(name, num_classes=10, **options), final=final)
-
-
-# The last map is 4×4 for plain ResNets and 2×2 for the others: at 4×4 those cost three times as much on a CPU.
-TARGETS: dict[str, Callable[[], nn.Module]] = {
-    **{name: lambda name=name: cifar_resnet(name) for name in CIFAR_RESNETS},  # type: ignore[misc]
-    "resnet18_narrow": _timm("resnet18", 4, channels=(16, 32, 64, 128)),
-    "resnet14t_narrow": _timm("resnet14t", 4, channels=(16, 32, 64, 128)),
-    "resnet18": _timm("resnet18", 4),
-    "regnetx_002": _timm("regnetx_002", 2),
-    "regnety_004": _timm("regnety_004", 2),
-    "lcnet_050": _timm("lcnet_050", 2),
-    "mobilenetv3_small_050": _timm("mobilenetv3_small_050", 2),
-    "mobilenetv2_050": _timm("mobilenetv2_050", 2),
-    "mnasnet_small": _timm("mnasnet_small", 2),
-    "efficientnet_lite0": _timm("efficientnet_lite0", 2),
-    "densenet121": _timm("densenet121", 4),
-}
 
 
 @dataclass(frozen=True)
@@ -97,6 +66,20 @@ class Conditions:
     batch_size: int = 128
 
 
+FULL_TARGETS = (
+    *CIFAR_RESNETS,
+    "resnet18_narrow",
+    "resnet14t_narrow",
+    "resnet18",
+    "regnetx_002",
+    "regnety_004",
+    "lcnet_050",
+    "mobilenetv3_small_050",
+    "mobilenetv2_050",
+    "mnasnet_small",
+    "efficientnet_lite0",
+    "densenet121",
+)
 REDUCED = Conditions(
     images=3200,
     test_images=2000,
@@ -116,9 +99,7 @@ REDUCED = Conditions(
     sources=CIFAR_RESNETS,
     once=("resnet56_cifar",),
 )
-FULL = replace(
-    REDUCED, images=20_000, test_images=10_000, tuning_images=50_000, seeds=5, targets=tuple(TARGETS), once=()
-)
+FULL = replace(REDUCED, images=20_000, test_images=10_000, tuning_images=50_000, seeds=5, targets=FULL_TARGETS, once=())
 SMOKE = Conditions(
     images=128,
     test_images=100,
@@ -155,14 +136,6 @@ def planned_runs(conditions: Conditions) -> list[Run]:
     return one_epoch + grid
 
 
-def precision_for(network: nn.Module, device: torch.device) -> torch.dtype | None:
-    """bfloat16, but for depthwise convolutions on a CPU, where it was measured to be 2 to 3 times slower."""
-    if device.type != "cpu":
-        return torch.bfloat16
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in network.modules())
-    return None if depthwise else torch.bfloat16
-
-
 @dataclass
 class Experiment:
     """Data, sources and settings that all runs share."""
@@ -179,22 +152,33 @@ class Experiment:
     _accuracies: dict[tuple[str, str, int], float] = field(default_factory=dict)
     _similarities: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def circumstances(self) -> Circumstances:
+        return Circumstances(
+            batch_size=self.conditions.batch_size,
+            tuning_images=self.conditions.tuning_images,
+            device=self.device,
+            threads=self.threads,
+            workers=self.workers,
+            budget_minutes=self.budget_minutes,
+        )
+
     def amounts(self, section: str) -> tuple[int, int, int]:
         """Training images, test images and epochs of a section."""
         if section == ONE_EPOCH:
             return self.conditions.one_epoch_images, self.conditions.one_epoch_test_images, 1
         return self.conditions.images, self.conditions.test_images, self.conditions.epochs
 
+    def settings(self, section: str) -> tuple[object, ...]:
+        """What the rows of a section must say to be compared with the ones to come."""
+        conditions = self.conditions
+        return (*self.amounts(section), conditions.batch_size, conditions.tuning_images, device_name(self.device))
+
     def images(self, split: str, count: int) -> Images:
         return read(self.data, split, count).to(self.device)
 
-    def target(self, name: str, seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return TARGETS[name]().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
     def source(self, name: str, scenario: str) -> nn.Module:
-        depth = int(name.removeprefix("resnet").removesuffix("_cifar"))
-        network = pretrained(depth, self.weights)
+        network = pretrained(depth_of(name), self.weights)
         if scenario == TUNED:
             load_weights(network, self.checkpoint(name))
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -226,17 +210,8 @@ class Experiment:
     def source_accuracy(self, name: str, scenario: str, test: Images) -> float:
         key = (name, scenario, len(test))
         if key not in self._accuracies:
-            self._accuracies[key] = self.accuracy(self.source(name, scenario), test)
+            self._accuracies[key] = accuracy(self.source(name, scenario), test, self.normalize)
         return self._accuracies[key]
-
-    def accuracy(self, network: nn.Module, test: Images) -> float:
-        return evaluate(
-            network,
-            test.pixels,
-            test.labels,
-            autocast=precision_for(network, self.device),
-            prepare=self.normalize,
-        )
 
     def similarities(self, source: nn.Module, target: nn.Module, key: tuple[str, str]) -> tuple[float, float]:
         if key not in self._similarities:
@@ -247,40 +222,8 @@ class Experiment:
         """Trains one target and says what it was worth after each epoch."""
         count, test_count, epochs = self.amounts(run.section)
         train, test = self.images("train", count), self.images("test", test_count)
-        target = self.target(run.target, run.seed)
-        precision = precision_for(target, self.device)
-        nan = float("nan")
-        before = Row(
-            section=run.section,
-            target=run.target,
-            source=run.source,
-            scenario=run.scenario,
-            seed=run.seed,
-            epoch=0,
-            accuracy=nan,
-            loss=nan,
-            seconds=0.0,
-            transfer_seconds=0.0,
-            similarity=nan,
-            directed=nan,
-            coverage=0.0,
-            source_accuracy=nan,
-            source_parameters=0,
-            target_parameters=_parameters(target),
-            images=count,
-            test_images=test_count,
-            epochs=epochs,
-            batch_size=self.conditions.batch_size,
-            tuning_images=self.conditions.tuning_images,
-            precision="float32" if precision is None else str(precision).removeprefix("torch."),
-            device=_device_name(self.device),
-            threads=self.threads,
-            workers=self.workers,
-            budget_minutes=self.budget_minutes,
-            torch=torch.__version__,
-            timm=timm.__version__,
-            commit=_commit(),
-        )
+        target = build(run.target, run.seed, self.device)
+        before = untrained_row(run, target, count, test_count, epochs, self.circumstances)
         if run.source != RANDOM:
             source = self.source(run.source, run.scenario)
             symmetric, directed = self.similarities(source, target, (run.source, run.target))
@@ -292,42 +235,16 @@ class Experiment:
                 similarity=symmetric,
                 directed=directed,
                 coverage=coverage,
-                source_parameters=_parameters(source),
+                source_parameters=parameter_count(source),
                 source_accuracy=self.source_accuracy(run.source, run.scenario, test),
             )
-        rows = [replace(before, accuracy=self.accuracy(target, test))]
-
-        def measure(result: EpochResult) -> None:
-            rows.append(
-                replace(
-                    before,
-                    epoch=result.epoch,
-                    accuracy=self.accuracy(target, test),
-                    loss=result.loss,
-                    seconds=rows[-1].seconds + result.seconds,
-                )
-            )
-
-        fit(
-            target,
-            train.pixels,
-            train.labels,
-            epochs=epochs,
-            batch_size=self.conditions.batch_size,
-            learning_rate=LEARNING_RATE,
-            seed=run.seed,
-            autocast=precision,
-            prepare=self.normalize,
-            augment=random_flip,
-            after_epoch=measure,
-        )
-        return rows
+        return train_and_measure(target, train, test, before, self.normalize)
 
     def calibrated(self, name: str) -> float:
         """Seconds an image takes in training, measured on a few steps of a target."""
         batch = self.conditions.batch_size
         images = self.images("train", min(3 * batch, self.conditions.images))
-        target = self.target(name, seed=0)
+        target = build(name, 0, self.device)
         results = fit(
             target,
             images.pixels,
@@ -419,7 +336,7 @@ def perform_all(experiment: Experiment, runs: list[Run], file: RunFile, console:
         total = sum(map(schedule.estimate, left)) / 60 / experiment.workers
         console.print(
             f"{len(runs)} runs planned, {len(runs) - len(left)} of them done before; the rest should take {total:.0f} "
-            f"minutes ({_device_name(experiment.device)}, {experiment.workers} at a time, {experiment.threads} threads "
+            f"minutes ({device_name(experiment.device)}, {experiment.workers} at a time, {experiment.threads} threads "
             f"each), and fine-tuning the sources some more; budget {experiment.budget_minutes:g} minutes",
             soft_wrap=True,
         )
@@ -482,24 +399,8 @@ def _work_off(schedule: Schedule, pool: ProcessPoolExecutor, file: RunFile, prog
         print_line(f"{len(schedule.skipped)} runs did not fit into the budget; the same command goes on with them")
 
 
-def _parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -547,7 +448,7 @@ def main(argv: list[str] | None = None) -> int:
         threads=options.threads,
         workers=options.workers or (max(1, _cores() // options.threads) if options.device == "cpu" else 1),
     )
-    _refuse_mixture(experiment, file)
+    refuse_mixture(file, experiment.settings)
     try:
         perform_all(experiment, planned_runs(conditions), file, console)
     except KeyboardInterrupt:
@@ -555,19 +456,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     write_report(file, options.out, console)
     return 0
-
-
-def _refuse_mixture(experiment: Experiment, file: RunFile) -> None:
-    """Runs under other conditions cannot be compared with the ones to come."""
-    for row in file.rows:
-        tuning, batch = experiment.conditions.tuning_images, experiment.conditions.batch_size
-        wanted = (*experiment.amounts(row.section), batch, tuning, _device_name(experiment.device))
-        if row.settings != wanted:
-            raise SystemExit(
-                f"{file.path} holds runs under other conditions (images, test images, epochs, batch size, images for "
-                f"fine-tuning, device): {row.settings}, now {wanted}. Name another --out, or use --no-resume to "
-                "replace them"
-            )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markdown import number, percent, table
 from scipy import stats
 from transfer_runs import RANDOM, Row, Run, RunFile
 
@@ -221,11 +222,6 @@ def _markdown(file: RunFile, pairs: Sequence[Pair], grid: Sequence[Pair], grid_r
     return "\n".join(parts)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def _one_epoch_table(pairs: Sequence[Pair]) -> str:
     rows = []
     for p in pairs:
@@ -234,15 +230,15 @@ def _one_epoch_table(pairs: Sequence[Pair]) -> str:
             [
                 p.target,
                 p.source,
-                _percent(p.source_accuracy),
-                _percent(p.accuracies[:, 0].mean()),
-                _percent(before),
-                _percent(p.accuracies[:, 1].mean()),
-                _percent(after),
+                percent(p.source_accuracy),
+                percent(p.accuracies[:, 0].mean()),
+                percent(before),
+                percent(p.accuracies[:, 1].mean()),
+                percent(after),
             ]
         )
     header = ["target", "source", "source itself", "before training", "(reference)", "after one epoch", "(reference)"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _grid_table(pairs: Sequence[Pair]) -> str:
@@ -253,31 +249,23 @@ def _grid_table(pairs: Sequence[Pair]) -> str:
     for p in pairs:
         known = p.source != RANDOM
         cells = [p.target, p.source, p.scenario or "—"]
-        cells += [_number(p.similarity), _number(p.directed), _percent(p.coverage) if known else "—"]
+        cells += [number(p.similarity), number(p.directed), percent(p.coverage) if known else "—"]
         cells += [_spread(p.accuracies[:, epoch]) for epoch in (0, 1, last)]
-        cells += [_number(float(p.effectiveness[:, epoch].mean())) if known else "1" for epoch in (1, last)]
+        cells += [number(float(p.effectiveness[:, epoch].mean())) if known else "1" for epoch in (1, last)]
         cells += [_time(p) if known else f"1 ({p.seconds:.1f} s)", str(p.seeds)]
         rows.append(cells)
-    return _table(header, rows)
-
-
-def _percent(value: float) -> str:
-    return "—" if math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def _number(value: float) -> str:
-    return "—" if math.isnan(value) else f"{value:.2f}" if value >= 0.01 or value == 0 else f"{value:.4f}"
+    return table(header, rows)
 
 
 def _time(pair: Pair) -> str:
     if math.isinf(pair.time_ratio):
         return "never"
-    return f"{_number(pair.time_ratio)} ({pair.time_ratio * pair.seconds:.1f} s)" if pair.time_ratio >= 0 else "—"
+    return f"{number(pair.time_ratio)} ({pair.time_ratio * pair.seconds:.1f} s)" if pair.time_ratio >= 0 else "—"
 
 
 def _spread(values: Floats) -> str:
     mean, std = _mean_std(values)
-    return _percent(mean) if math.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f} %"
+    return percent(mean) if math.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f} %"
 
 
 # --- correlation -----------------------------------------------------------------------------------------------------
@@ -325,7 +313,7 @@ def _correlation_table(grid: Sequence[Pair]) -> str:
             inner = _centred([p.target for p in chosen], x), _centred([p.target for p in chosen], gain)
             cells = [_interval(_spearman, x, gain), _interval(_kendall, x, gain), _interval(_pearson, x, np.log(gain))]
             rows.append([scenario, name, str(len(chosen)), *cells, _interval(_pearson, *inner)])
-    return _table(header, rows) if rows else "Too few pairs for a correlation."
+    return table(header, rows) if rows else "Too few pairs for a correlation."
 
 
 def _centred(groups: Sequence[str], values: Floats) -> Floats:
@@ -409,19 +397,19 @@ def _scatters(figure: Any, grid: Sequence[Pair], targets: Sequence[str]) -> None
     panels = figure.subplots(1, 3, sharey=True)
     labels = ["symmetric similarity", "directed similarity", "parameters of the source, thousands"]
     for panel, label, predictor in zip(panels, labels, PREDICTORS.values(), strict=True):
-        for number, target in enumerate(targets):
+        for order, target in enumerate(targets):
             for scenario, marker in (("elsewhere", "o"), ("fine-tuned", "^")):
                 chosen = [p for p in grid if (p.target, p.scenario) == (target, scenario)]
                 unit = 1000 if "parameters" in label else 1
                 x, y = [predictor(p) / unit for p in chosen], [p.gain for p in chosen]
-                panel.scatter(x, y, marker=marker, color=f"C{number}", s=28, alpha=0.8)
+                panel.scatter(x, y, marker=marker, color=f"C{order}", s=28, alpha=0.8)
         panel.axhline(1, color="0.4", lw=1, ls="--")
         panel.set_xlabel(label)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("effectiveness after epoch 1")
-    for number, target in enumerate(targets):
-        panels[1].scatter([], [], color=f"C{number}", s=28, label=target)
+    for order, target in enumerate(targets):
+        panels[1].scatter([], [], color=f"C{order}", s=28, label=target)
     panels[1].scatter([], [], color="0.3", marker="o", label="elsewhere")
     panels[1].scatter([], [], color="0.3", marker="^", label="fine-tuned")
     figure.legend(loc="outside upper center", ncols=8, frameon=False, fontsize=9)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyassemble.atomic import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 RANDOM = "random"
@@ -107,6 +107,18 @@ class RunFile:
         for row in sorted(self.rows, key=lambda row: row.epoch):
             found.setdefault(row.run, []).append(row)
         return found
+
+
+def refuse_mixture(file: RunFile, settings: Callable[[str], tuple[object, ...]]) -> None:
+    """Runs under other conditions cannot be compared with the ones to come, which have ``settings(section)``."""
+    for row in file.rows:
+        wanted = settings(row.section)
+        if row.settings != wanted:
+            raise SystemExit(
+                f"{file.path} holds runs under other conditions (images, test images, epochs, batch size, images for "
+                f"fine-tuning, device): {row.settings}, now {wanted}. Name another --out, or use --no-resume to "
+                "replace them"
+            )
 
 
 def _row(record: dict[str, str]) -> Row:
