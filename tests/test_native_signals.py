@@ -38,7 +38,10 @@ def test_ctrl_c(call: str) -> None:
     time.sleep(0.3)
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    try:
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing goes on computing after a failed test
     assert output == "interrupted\n", errors
     assert process.returncode == 0
     assert time.monotonic() - sent < 10  # the whole of it takes longer; how much depends on the machine

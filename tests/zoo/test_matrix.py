@@ -336,6 +336,9 @@ def test_ctrl_c(call: str) -> None:
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
+    try:
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()  # nothing goes on computing after a failed test
     assert output == "interrupted\n", errors
     assert process.returncode == 0
