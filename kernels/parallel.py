@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 GRAIN = 32768  # elements per thread below which waking another one costs more than it saves
+PIECES = 4  # per thread
 
 
 def launch(kernel: Any, units: int, elements: int, *arguments: Any) -> None:
@@ -33,14 +35,27 @@ def launch(kernel: Any, units: int, elements: int, *arguments: Any) -> None:
     if threads == 1:
         kernel(0, units, *arguments)
         return
-    cuts = [units * n // threads for n in range(threads + 1)]
+    # Whoever is free takes the next piece: a thread of OpenMP that waits for work may hold a core for milliseconds.
+    pieces = min(units, threads * PIECES)
+    todo = deque((units * n // pieces, units * (n + 1) // pieces) for n in range(pieces))
+
+    def work() -> None:
+        while todo:
+            try:
+                start, stop = todo.popleft()
+            except IndexError:  # another thread was faster
+                return
+            kernel(start, stop, *arguments)
+
     pool = _pool(os.getpid(), threads - 1)
-    running = [pool.submit(kernel, cuts[n], cuts[n + 1], *arguments) for n in range(1, threads)]
+    running = [pool.submit(work) for _ in range(threads - 1)]
     try:
-        kernel(0, cuts[1], *arguments)
+        work()
     finally:  # nothing may be freed that a thread still writes to
+        todo.clear()
         for part in running:
-            part.result()
+            if not part.cancel():  # it has started
+                part.result()
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# A shell that runs the tests in the background may have them ignore Ctrl-C, and with them the processes that they start.
+# A shell that runs the tests in the background may have them ignore Ctrl-C, and so the processes that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
