@@ -30,6 +30,10 @@ WORKERS = 2
 PAIRS = 100
 
 
+def is_smoke_run(config: pytest.Config) -> bool:
+    return bool(config.getoption("benchmark_disable") and not config.getoption("benchmark_enable"))
+
+
 def seconds(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
@@ -56,7 +60,7 @@ def test_all_pairs(request: pytest.FixtureRequest, benchmark: Any, record: Any, 
             networks = [standardize(timm.create_model(zoo.names[i])) for i in (source, target)]
         return seconds(lambda: matching.match(*networks))
 
-    if request.config.getoption("benchmark_disable"):
+    if is_smoke_run(request.config):
         pairs = pairs[:3]  # a smoke run
     theirs = statistics.mean(published_seconds(*pair) for pair in pairs)
     mine = statistics.median(seconds(lambda: zoo.similarity_matrix(workers=WORKERS)) for _ in range(3))
@@ -105,7 +109,7 @@ def test_load(benchmark: Any, record: Any) -> None:
     ],
 )
 def test_growth(request: pytest.FixtureRequest, record: Any, what: str, networks: int) -> None:
-    if networks > 1_000 and request.config.getoption("benchmark_disable"):
+    if networks > 1_000 and is_smoke_run(request.config):
         pytest.skip("a smoke run: the large zoos take minutes")
     command = [sys.executable, "-m", "bench.zoo_growth", what, str(networks), str(WORKERS)]
     point = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
