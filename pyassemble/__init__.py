@@ -15,6 +15,7 @@ from pyassemble.errors import (
     HubError,
     IndexFileError,
     MatrixError,
+    MismatchError,
     MissingLibraryError,
     NetworkSpecError,
     NoCommonLayerError,
@@ -26,11 +27,14 @@ from pyassemble.errors import (
     TensorError,
     UnknownOptionError,
     UnsupportedNetworkError,
+    UnsupportedOperationError,
+    UntraceableError,
     WeightsFileError,
     WorkerError,
 )
 
 if TYPE_CHECKING:
+    from pyassemble.merge import GateGroup, SparsitySchedule, WideStudent, merge
     from pyassemble.transfer import Alignment, TransferReport, align, similarity, transfer
     from pyassemble.zoo import Zoo
 
@@ -42,9 +46,11 @@ __all__ = [
     "BuildCacheError",
     "DuplicateNameError",
     "EmptyNetworkError",
+    "GateGroup",
     "HubError",
     "IndexFileError",
     "MatrixError",
+    "MismatchError",
     "MissingLibraryError",
     "NetworkSpecError",
     "NoCommonLayerError",
@@ -52,16 +58,21 @@ __all__ = [
     "OutOfRangeError",
     "PyAssembleError",
     "ShardError",
+    "SparsitySchedule",
     "StandardizationWarning",
     "TensorError",
     "TransferReport",
     "UnknownOptionError",
     "UnsupportedNetworkError",
+    "UnsupportedOperationError",
+    "UntraceableError",
     "WeightsFileError",
+    "WideStudent",
     "WorkerError",
     "Zoo",
     "__version__",
     "align",
+    "merge",
     "similarity",
     "transfer",
 ]
@@ -69,9 +80,13 @@ __all__ = [
 # Imported on first use: `import pyassemble.kernels` alone takes nothing of the rest.
 _HOMES = {
     "Alignment": "pyassemble.transfer",
+    "GateGroup": "pyassemble.merge",
+    "SparsitySchedule": "pyassemble.merge",
     "TransferReport": "pyassemble.transfer",
+    "WideStudent": "pyassemble.merge",
     "Zoo": "pyassemble.zoo",
     "align": "pyassemble.transfer",
+    "merge": "pyassemble.merge",
     "similarity": "pyassemble.transfer",
     "transfer": "pyassemble.transfer",
 }

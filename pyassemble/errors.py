@@ -31,6 +31,18 @@ class NoCommonLayerError(PyAssembleError, ValueError):
     """Two networks without one pair of layers of the same kind."""
 
 
+class UntraceableError(PyAssembleError, ValueError):
+    """A network whose forward pass torch.fx cannot follow."""
+
+
+class UnsupportedOperationError(PyAssembleError, TypeError):
+    """An operation in a network's graph that is not known, or that cannot be done to several networks at once."""
+
+
+class MismatchError(PyAssembleError, ValueError):
+    """Networks that were to be of one architecture and are not; the message names the first difference."""
+
+
 class TensorError(PyAssembleError, ValueError):
     """A tensor that cannot be read or written: on the meta device, non-finite, quantized, of a foreign dtype."""
 

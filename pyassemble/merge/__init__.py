@@ -1,0 +1,8 @@
+"""Two or more trained networks of one architecture into one of the same size (Merging: Pašen, Boža, 2022)."""
+
+from pyassemble.merge.gates import GateGroup
+from pyassemble.merge.merge import merge
+from pyassemble.merge.schedule import SparsitySchedule
+from pyassemble.merge.student import WideStudent
+
+__all__ = ["GateGroup", "SparsitySchedule", "WideStudent", "merge"]

@@ -1,0 +1,150 @@
+"""Which networks can be merged, checked before anything is built."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pyassemble.errors import ArgumentTypeError, MismatchError, OutOfRangeError, TensorError, UnsupportedNetworkError
+from pyassemble.network.modules import refuse, traits, unwrap
+from pyassemble.network.traced import example_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyassemble.network.groups import Groups
+
+_ACCEPTED = (torch.float32, torch.float64)
+
+
+def check_teachers(networks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The networks without wrappers, if they can be merged.
+
+    Raises:
+        ArgumentTypeError: No sequence of networks, or fewer than two.
+        UnsupportedNetworkError: A network that cannot be read, is in train mode, or shares modules or weights.
+        MismatchError: They are not of one architecture, or on different devices.
+        TensorError: Parameters in another precision than float32 or float64, or not finite.
+    """
+    if isinstance(networks, nn.Module) or not isinstance(networks, list | tuple) or len(networks) < 2:
+        raise ArgumentTypeError("networks must be a list of at least two networks of one architecture")
+    teachers = [unwrap(network) for network in networks]
+    for number, teacher in enumerate(teachers):
+        _check_alone(teacher, f"network {number}")
+    for number, teacher in enumerate(teachers[1:], 1):
+        _check_alike(teachers[0], teacher, f"network {number}")
+    if len({id(teacher) for teacher in teachers}) < len(teachers):
+        raise MismatchError("one network is given twice; load it twice if that is meant")
+    return teachers
+
+
+def _check_alone(teacher: nn.Module, which: str) -> None:
+    for name, module in teacher.named_modules():
+        if traits(type(module)).refusal:
+            refuse(module, name)
+        if module.training:
+            raise UnsupportedNetworkError(
+                f"{which}: module {name!r} ({type(module).__name__}) is in train mode; call .eval() first: the wide "
+                "student starts as the mean of the networks in eval mode"
+            )
+    _check_shared_modules(teacher, which)
+    owners: dict[tuple[Any, ...], str] = {}
+    for name, parameter in teacher.named_parameters(remove_duplicate=False):
+        shape = tuple(parameter.shape)
+        if parameter.is_meta:
+            raise TensorError(f"{which}: {name} {shape} is on the meta device and has no values")
+        if parameter.dtype not in _ACCEPTED:
+            raise TensorError(
+                f"{which}: {name} {shape} is {str(parameter.dtype).removeprefix('torch.')}; accepted: float32, float64 "
+                "(call .float() first; training in mixed precision is autocast's work)"
+            )
+        if not bool(torch.isfinite(parameter).all()):
+            raise TensorError(f"{which}: {name} {shape} has values that are not finite")
+        if parameter.numel():
+            key = (parameter.untyped_storage().data_ptr(), parameter.storage_offset(), shape, parameter.stride())
+            if owners.setdefault(key, name) != name:
+                raise UnsupportedNetworkError(
+                    f"{which}: {name} {shape} and {owners[key]} are one tensor; weights tied across layers cannot be "
+                    "merged"
+                )
+
+
+def _check_shared_modules(teacher: nn.Module, which: str) -> None:
+    names: dict[int, str] = {}
+    for name, module in teacher.named_modules(remove_duplicate=False):
+        if next(module.parameters(), None) is None:
+            continue
+        if names.setdefault(id(module), name) != name:
+            raise UnsupportedNetworkError(
+                f"{which}: {name!r} and {names[id(module)]!r} are one {type(module).__name__}; shared modules cannot "
+                "be merged"
+            )
+
+
+def _check_alike(first: nn.Module, other: nn.Module, which: str) -> None:
+    if type(first) is not type(other):
+        raise MismatchError(f"{which} is a {type(other).__name__}, network 0 a {type(first).__name__}")
+    mine, theirs = _state(first), _state(other)
+    for name in (*mine, *theirs):
+        if name not in theirs or name not in mine:
+            has = "network 0" if name in mine else which
+            lacks = which if name in mine else "network 0"
+            raise MismatchError(f"{lacks} has no {name!r}, which {has} has with shape {_shape(mine, theirs, name)}")
+        a, b = mine[name], theirs[name]
+        if a.shape != b.shape:
+            raise MismatchError(f"{name!r} has shape {tuple(b.shape)} in {which}, {tuple(a.shape)} in network 0")
+        if a.dtype != b.dtype:
+            raise MismatchError(f"{name!r} is {b.dtype} in {which}, {a.dtype} in network 0")
+        if a.device != b.device:
+            raise MismatchError(f"{name!r} is on {b.device} in {which}, on {a.device} in network 0")
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+
+
+def _shape(mine: dict[str, Tensor], theirs: dict[str, Tensor], name: str) -> tuple[int, ...]:
+    return tuple((mine.get(name) if name in mine else theirs[name]).shape)  # type: ignore[union-attr]
+
+
+def check_example(example_input: Any, network: nn.Module) -> None:
+    """The example input must be a batch on the networks' device.
+
+    Raises:
+        ArgumentTypeError: No tensor, or no tuple of positional arguments.
+        MismatchError: It is on another device.
+    """
+    arguments = example_arguments(example_input)
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    if not tensors:
+        raise ArgumentTypeError(
+            f"example_input must be a tensor or a tuple of positional arguments, not {type(example_input).__name__}"
+        )
+    device = next((parameter.device for parameter in network.parameters()), tensors[0].device)
+    for tensor in tensors:
+        if tensor.device != device:
+            raise MismatchError(f"example_input {tuple(tensor.shape)} is on {tensor.device}, the networks on {device}")
+
+
+def kept_counts(groups: Groups, teachers: int, keep: float) -> list[int]:
+    """How many units of each group a ratio keeps.
+
+    Raises:
+        OutOfRangeError: The ratio is outside (0, 1], or does not divide the units of a group.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1 or not math.isfinite(keep):
+        raise OutOfRangeError(f"keep must be in (0, 1], not {keep!r}")
+    counts = []
+    for group in groups.groups:
+        units = teachers * group.size
+        count = round(keep * units)
+        if count < 1 or abs(count - keep * units) > 1e-6 * units:
+            raise OutOfRangeError(
+                f"group {group.name!r} has {units} {group.unit}s, of which a share of {keep:g} is {keep * units:g}; "
+                f"accepted are shares that leave a whole number, such as {max(1, count)}/{units}"
+            )
+        counts.append(count)
+    return counts

@@ -1,0 +1,157 @@
+"""Hard-concrete gates on the groups of a wide student (Merging, section 3; L0, eq. 10 to 12)."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pyassemble.kernels import gate_open_probability, hard_concrete_eval, hard_concrete_gate, hard_concrete_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOC_MEAN, LOC_SD = 1.0, 0.01  # Merging
+
+
+@dataclass(frozen=True)
+class GateGroup:
+    """The gates of one group of the wide student.
+
+    Attributes:
+        name: The layer or tensor that first produces the group's channels.
+        loc: (n,) learned, one for each unit; all units of the first teacher, then of the second, and so on.
+        unit: What one gate opens or closes: "channel", "group" (of a grouped convolution) or "head".
+        teacher: (n,) teacher of each unit, from 0.
+        keep: Share of gates that the sparsity loss asks to be open.
+    """
+
+    name: str
+    loc: nn.Parameter
+    unit: str
+    teacher: Tensor
+    keep: float
+
+    def open_probability(self) -> Tensor:
+        """(n,): P[g > 0] of each gate."""
+        return gate_open_probability(self.loc)
+
+    def sparsity_loss(self) -> Tensor:
+        """(r - mean P[g > 0])^2, r the share to keep (Merging)."""
+        return (self.keep - self.open_probability().mean()).square()
+
+    @torch.no_grad()
+    def importance(self) -> Tensor:
+        """(n,): the gates of evaluation, in [0, 1]."""
+        return hard_concrete_eval(torch.ones(1, len(self.loc), dtype=self.loc.dtype, device=self.loc.device), self.loc)[0]
+
+
+class GateBank(nn.Module):
+    """The learned parameters of all gates, and the draw that all sites of a forward pass share.
+
+    Attributes:
+        locs: ``loc`` of each group.
+        step: 0-d int64, how many draws were made; it lies on the module's device.
+    """
+
+    def __init__(self, sizes: list[int], seed: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.locs = nn.ParameterList(
+            (LOC_MEAN + LOC_SD * torch.randn(size, generator=generator)).to(device, dtype) for size in sizes
+        )
+        # Draws of different seeds must not meet within a run: each has 2^40 draws of its own.
+        self.register_buffer("step", torch.tensor((seed % 2**20) << 40, device=device))
+        self.step: Tensor
+        self.forced_open = False
+
+    def advance(self) -> None:
+        """The next forward pass draws anew."""
+        self.step += 1
+
+    def seed(self, group: int) -> Tensor:
+        """Seed of a group in this forward pass: no two groups draw alike."""
+        return self.step * len(self.locs) + group
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """All gates are 1 inside."""
+        before, self.forced_open = self.forced_open, True
+        try:
+            yield
+        finally:
+            self.forced_open = before
+
+
+class GateSite(nn.Module):
+    """The gates at one place: what enters one layer that mixes channels.
+
+    Args:
+        bank: The gates; held without becoming a child, as all sites share it.
+        groups: (P,) group of each position along ``dim``.
+        units: (P,) unit of each position.
+        dim: The dimension of the channels.
+    """
+
+    def __init__(self, bank: GateBank, groups: Tensor, units: Tensor, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self._bank = [bank]
+        self.groups = sorted(set(groups.tolist()))
+        start = dict(zip(self.groups, _starts([len(bank.locs[g]) for g in self.groups]), strict=True))
+        index = torch.tensor([start[g] for g in groups.tolist()]) + units
+        whole = torch.arange(sum(len(bank.locs[g]) for g in self.groups))
+        self.register_buffer("index", index.to(bank.step.device), persistent=False)
+        self.index: Tensor
+        # Each position its own gate, in order: nothing has to be looked up, and the kernel draws as it multiplies.
+        self.direct = len(self.groups) == 1 and torch.equal(index, whole)
+        # Each gate for as many neighbouring positions, as a head's or a flattened map's: a dimension of its own.
+        self.repeat = 0
+        if len(self.groups) == 1 and not self.direct and len(index) % len(whole) == 0:
+            repeat = len(index) // len(whole)
+            if torch.equal(index, whole.repeat_interleave(repeat)):
+                self.repeat = repeat
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x times the gates: drawn per sample in training, fixed in evaluation."""
+        bank = self._bank[0]
+        if bank.forced_open:
+            return x
+        if self.direct:
+            return self._gated(x, self.dim)
+        if self.repeat:
+            split = x.unflatten(self.dim, (-1, self.repeat))
+            return self._gated(split, self.dim).flatten(self.dim, self.dim + 1)
+        return x * self._values(x)
+
+    def _gated(self, x: Tensor, dim: int) -> Tensor:
+        bank, group = self._bank[0], self.groups[0]
+        if self.training:
+            return hard_concrete_gate(x, bank.locs[group], seed=bank.seed(group), dim=dim)
+        return hard_concrete_eval(x, bank.locs[group], dim=dim)
+
+    def _values(self, x: Tensor) -> Tensor:
+        bank = self._bank[0]
+        if self.training:
+            parts = [hard_concrete_values(bank.locs[g], len(x), seed=bank.seed(g)) for g in self.groups]
+        else:
+            parts = [hard_concrete_eval(bank.locs[g].new_ones(1, len(bank.locs[g])), bank.locs[g]) for g in self.groups]
+        values = torch.cat(parts, 1).index_select(1, self.index)
+        shape = [1] * x.ndim
+        shape[0], shape[self.dim] = values.shape
+        return values.reshape(shape).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Number of positions and groups."""
+        return f"{len(self.index)} positions of groups {self.groups}, dim={self.dim}"
+
+
+def _starts(sizes: list[int]) -> list[int]:
+    starts, total = [], 0
+    for size in sizes:
+        starts.append(total)
+        total += size
+    return starts

@@ -1,0 +1,136 @@
+"""One layer's copy with other channels than it was made for."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyassemble.merge.layout import Places
+
+_BUFFERS = ("running_mean", "running_var")
+
+
+def wide_dense(layers: Sequence[Any], entering: Places | None, leaving: Places | None) -> Any:
+    """A convolution or linear layer over several teachers' channels: block-diagonal, zero elsewhere, all trainable.
+
+    Args:
+        layers: The teachers' layers.
+        entering: Places of the channels that enter; None where all teachers are given the same.
+        leaving: Places of the channels that leave; None for an output layer, which gives the mean.
+    """
+    first = layers[0]
+    into, out = (0, 1) if getattr(first, "transposed", False) else (1, 0)
+    shape = list(first.weight.shape)
+    shape[into] = shape[into] if entering is None else entering.size
+    shape[out] = shape[out] if leaving is None else leaving.size
+    weight = first.weight.new_zeros(shape)
+    for teacher, layer in enumerate(layers):
+        block, rows, columns = layer.weight.detach(), None, None
+        if entering is not None:
+            columns = torch.nonzero(entering.teacher == teacher)[:, 0]
+            block = block.index_select(into, entering.index[columns])
+        if leaving is not None:
+            rows = torch.nonzero(leaving.teacher == teacher)[:, 0]
+            block = block.index_select(out, leaving.index[rows])
+        else:
+            block = block / len(layers)
+        _add_block(weight, block, out, rows, into, columns)
+    bias = None
+    if first.bias is not None:
+        biases = [layer.bias.detach() for layer in layers]
+        bias = torch.stack(biases).mean(0) if leaving is None else gathered(biases, leaving)
+    return _resized(first, weight, bias, entering=shape[into], leaving=shape[out])
+
+
+def _add_block(
+    weight: Tensor, block: Tensor, out: int, rows: Tensor | None, into: int, columns: Tensor | None
+) -> None:
+    rows = torch.arange(weight.shape[out]) if rows is None else rows
+    columns = torch.arange(weight.shape[into]) if columns is None else columns
+    target = weight.movedim((out, into), (0, 1))
+    target[rows[:, None], columns[None, :]] += block.movedim((out, into), (0, 1))
+
+
+def wide_grouped(layers: Sequence[Any], groups: Sequence[tuple[int, int]]) -> Any:
+    """A grouped convolution over groups of several teachers.
+
+    Args:
+        layers: The teachers' layers.
+        groups: (teacher, group) of each group of the result.
+    """
+    first = layers[0]
+    parts = [layer.weight.detach().unflatten(0, (layer.groups, -1)) for layer in layers]
+    weight = torch.stack([parts[t][g] for t, g in groups]).flatten(0, 1)
+    bias = None
+    if first.bias is not None:
+        biases = [layer.bias.detach().reshape(layer.groups, -1) for layer in layers]
+        bias = torch.stack([biases[t][g] for t, g in groups]).flatten()
+    share = len(groups) / first.groups
+    resized = _resized(
+        first, weight, bias, entering=round(first.in_channels * share), leaving=round(first.out_channels * share)
+    )
+    resized.groups = len(groups)
+    return resized
+
+
+def _resized(layer: Any, weight: Tensor, bias: Tensor | None, *, entering: int, leaving: int) -> Any:
+    resized = bare_copy(layer)
+    resized.weight = nn.Parameter(weight, requires_grad=True)
+    if bias is not None:
+        resized.bias = nn.Parameter(bias, requires_grad=True)
+    names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
+    setattr(resized, names[0], entering)
+    setattr(resized, names[1], leaving)
+    return resized
+
+
+def wide_norm(norms: Sequence[Any], places: Places) -> Any:
+    """A normalization of each channel by itself, over channels of several teachers: affine and buffers."""
+    resized = bare_copy(norms[0])
+    resized.num_features = places.size
+    take_channels(resized, norms, places)
+    return resized
+
+
+def joint_spanning_norm(norms: Sequence[Any], places: Places) -> Any:
+    """A normalization that spans channels, over all of some channels at once."""
+    resized = bare_copy(norms[0])
+    if isinstance(resized, nn.GroupNorm):
+        resized.num_channels = places.size
+    else:
+        resized.normalized_shape = (places.size,)
+    take_channels(resized, norms, places)
+    return resized
+
+
+def take_channels(resized: nn.Module, layers: Sequence[nn.Module], places: Places) -> None:
+    """Parameters and buffers that run over channels, gathered from the teachers."""
+    for name, _ in layers[0].named_parameters(recurse=False):
+        values = [layer.get_parameter(name).detach() for layer in layers]
+        resized.register_parameter(name, nn.Parameter(gathered(values, places)))
+    for name in _BUFFERS:
+        if getattr(layers[0], name, None) is not None:
+            resized.register_buffer(name, gathered([layer.get_buffer(name) for layer in layers], places))
+
+
+def gathered(tensors: Sequence[Tensor], places: Places, dim: int = 0) -> Tensor:
+    """Slices of the teachers' tensors along a dimension."""
+    stacked = torch.cat([tensor.detach() for tensor in tensors], dim)
+    return stacked.index_select(dim, (places.teacher * tensors[0].shape[dim] + places.index).to(stacked.device))
+
+
+def bare_copy(module: nn.Module) -> Any:
+    """A copy whose own parameters are the original's, to be replaced."""
+    kept = {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, kept)  # type: ignore[arg-type]
+
+
+def trainable_copy(module: nn.Module) -> nn.Module:
+    """A copy all of whose parameters are to be trained."""
+    return copy.deepcopy(module).requires_grad_(True)

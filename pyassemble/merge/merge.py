@@ -1,0 +1,92 @@
+"""``pa.merge``: from trained networks of one architecture to the wide student."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pyassemble.errors import UnsupportedOperationError
+from pyassemble.merge.checks import check_example, check_teachers, kept_counts
+from pyassemble.merge.layout import Kept
+from pyassemble.merge.student import WideStudent
+from pyassemble.network.coupling import couple
+from pyassemble.network.groups import find_groups
+from pyassemble.network.outputs import output_layers
+from pyassemble.network.traced import example_arguments, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# What rounding does to a deep network in float32; a wrong graph misses by orders of magnitude more.
+_TOLERANCE = 1e-2
+
+
+def merge(
+    networks: Sequence[nn.Module], example_input: Any, *, keep: float | None = None, seed: int = 0
+) -> WideStudent:
+    """Joins trained networks of one architecture into a wide student (Merging, section 3).
+
+    Which channels belong together is read from the traced graph. The student computes the mean of the networks'
+    outputs as long as its gates are open; training it with :meth:`WideStudent.sparsity_loss` closes the gates of what
+    is not needed, and :meth:`WideStudent.compress` gives a network of the original size.
+
+    Args:
+        networks: N >= 2 trained networks of one architecture, in eval mode, in float32 or float64, on one device. They
+            stay as they are.
+        example_input: A batch that they take, or a tuple of positional arguments.
+        keep: Share of all units that compression keeps, in (0, 1]; None for 1/N, the original size.
+        seed: Of the gates' initial values and draws.
+
+    Returns:
+        The wide student, in eval mode.
+
+    Raises:
+        ArgumentTypeError: Fewer than two networks, or no example input.
+        MismatchError: The networks are not of one architecture, or lie on different devices.
+        UnsupportedNetworkError: A network in train mode, with shared modules, or with weights tied across layers.
+        UntraceableError: The forward pass cannot be traced, or does not take the example input.
+        UnsupportedOperationError: An operation cannot be merged; the message names it.
+        OutOfRangeError: A ratio that leaves no whole number of units in a group.
+        TensorError: Half precision, or weights that are not finite.
+    """
+    teachers = check_teachers(networks)
+    check_example(example_input, teachers[0])
+    traced = trace(teachers[0], example_input)
+    owned = [name for name, _ in teachers[0].named_parameters()]
+    coupling = couple(traced, output_layers(traced), owned)
+    groups = find_groups(coupling)
+    counts = kept_counts(groups, len(teachers), 1 / len(teachers) if keep is None else keep)
+    kept = Kept.all(groups, len(teachers))
+    try:
+        student = WideStudent(coupling, kept, teachers, counts, seed)
+    except UnsupportedOperationError:
+        student = WideStudent(coupling, replace(kept, borders=False), teachers, counts, seed)
+    student.eval()
+    _check_mean(student, teachers, example_input)
+    return student
+
+
+@torch.no_grad()
+def _check_mean(student: WideStudent, teachers: list[nn.Module], example_input: Any) -> None:
+    """No silent mistake: the student must give the mean of the teachers' outputs on the example."""
+    arguments = example_arguments(example_input)
+    outputs = [_tensors(teacher(*arguments)) for teacher in teachers]
+    with student.opened():
+        wide = _tensors(student(*arguments))
+    for parts, value in zip(zip(*outputs, strict=True), wide, strict=True):
+        mean = torch.stack(parts).mean(0)
+        error = float((value - mean).abs().max()) if mean.numel() else 0.0
+        scale = float(torch.stack(parts).abs().max()) if mean.numel() else 0.0
+        if not error <= _TOLERANCE * scale + 1e-6:
+            raise UnsupportedOperationError(
+                f"{type(teachers[0]).__name__} computes something that the traced graph does not show: the wide "
+                f"student misses the mean of the outputs by {error:.3g} (they reach {scale:.3g})"
+            )
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -1,0 +1,152 @@
+"""Groups of interchangeable units: what a coupling of channels says once all of it is known."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyassemble.errors import UnsupportedOperationError
+from pyassemble.network.coupling import Site
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pyassemble.network.coupling import Coupling
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Units that may stand for each other: wherever one of them occurs, each of the others occurs as often.
+
+    Attributes:
+        name: The layer or tensor that first produces its channels.
+        unit: What is kept or dropped as a whole: "channel", "group" (of a grouped convolution) or "head".
+        size: How many units there are.
+    """
+
+    name: str
+    unit: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of a network.
+
+    Attributes:
+        groups: In the order in which the network first produces them.
+        sites: Every dimension of a tensor in the state_dict that runs over channels, parameters used by themselves too.
+        group_of: Group of each label.
+        unit_of: Number, within its group, of the unit of each label.
+    """
+
+    groups: list[ChannelGroup]
+    sites: list[Site]
+    group_of: Tensor
+    unit_of: Tensor
+
+
+def find_groups(coupling: Coupling) -> Groups:
+    """Groups of interchangeable units of a network.
+
+    Two units are interchangeable if one layer produced both, directly or through others, and both occur equally often
+    along every dimension of every tensor. The channels of a split whose halves go different ways are therefore two
+    groups, although one convolution gives them.
+
+    Raises:
+        UnsupportedOperationError: A parameter runs over units along more than one of its dimensions.
+    """
+    units = coupling.units.classes(coupling.count)
+    sites = coupling.sites + _parameter_sites(coupling, units)
+    component = _components(coupling, units)
+    members = np.unique(units)
+    signatures: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, site in enumerate(sites):
+        for unit, count in zip(*np.unique(units[site.labels.numpy()], return_counts=True), strict=True):
+            signatures[int(unit)].append((number, int(count)))
+
+    numbers: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
+    group_of = np.full(coupling.count, -1, np.int64)
+    unit_of = np.full(coupling.count, -1, np.int64)
+    sizes: list[int] = []
+    firsts: list[int] = []
+    for unit in members.tolist():
+        number = numbers.setdefault((int(component[unit]), tuple(signatures[unit])), len(numbers))
+        if number == len(sizes):
+            sizes.append(0)
+            firsts.append(unit)
+        group_of[unit], unit_of[unit] = number, sizes[number]
+        sizes[number] += 1
+    kinds = _unit_kinds(coupling, units, group_of)
+    names = _names(coupling, firsts)
+    groups = [ChannelGroup(name, kinds.get(k, "channel"), sizes[k]) for k, name in enumerate(names)]
+    return Groups(groups, sites, torch.from_numpy(group_of[units]), torch.from_numpy(unit_of[units]))
+
+
+def _parameter_sites(coupling: Coupling, units: npt.NDArray[np.int64]) -> list[Site]:
+    """The dimension along which a parameter that is used by itself runs over units."""
+    sites = []
+    for node in coupling.graph.graph.nodes:
+        labels = coupling.labels[node]
+        if node.op != "get_attr" or labels is None:
+            continue
+        of_unit = torch.from_numpy(units)[labels]
+        dims = [d for d in range(of_unit.ndim) if not bool((of_unit == of_unit.narrow(d, 0, 1)).all())]
+        if len(dims) > 1:
+            raise UnsupportedOperationError(
+                f"parameter {node.target!r} {tuple(labels.shape)} runs over channels along dimensions {dims}; "
+                "one was expected"
+            )
+        if not dims:
+            dims = [d for d, size in enumerate(labels.shape) if size == 1][-1:]
+        if not dims:
+            raise UnsupportedOperationError(
+                f"parameter {node.target!r} {tuple(labels.shape)} belongs to one network as a whole, no dimension of "
+                "it runs over channels"
+            )
+        line = labels.movedim(dims[0], 0).reshape(labels.shape[dims[0]], -1)[:, 0]
+        sites.append(Site(str(node.target), dims[0], line))
+    return sites
+
+
+def _components(coupling: Coupling, units: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Component of each unit: what one layer produces belongs together."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    chains = [np.unique(units[labels.reshape(-1).numpy()]) for labels in coupling.produced.values()]
+    left = np.concatenate([np.zeros(0, np.int64), *(chain[:-1] for chain in chains)])
+    right = np.concatenate([np.zeros(0, np.int64), *(chain[1:] for chain in chains)])
+    graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(coupling.count, coupling.count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+
+
+def _unit_kinds(
+    coupling: Coupling, units: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64]
+) -> dict[int, str]:
+    kinds: dict[int, str] = {}
+    for label, kind in coupling.kinds.items():
+        if label >= 0:
+            group = int(group_of[units[label]])
+            # A head made of groups of a grouped convolution is a head.
+            kinds[group] = kind if kinds.get(group) != "head" else "head"
+    return kinds
+
+
+def _names(coupling: Coupling, firsts: list[int]) -> list[str]:
+    """Name of each group by the producer of its first label; a second group of one producer is numbered."""
+    starts = sorted((int(labels.reshape(-1)[0]), name) for name, labels in coupling.produced.items())
+    boundaries = [start for start, _ in starts]
+    taken: dict[str, int] = defaultdict(int)
+    names = []
+    for first in firsts:
+        place = int(np.searchsorted(boundaries, first, side="right")) - 1
+        name = starts[place][1] if place >= 0 else "input"
+        taken[name] += 1
+        names.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
+    return names

@@ -1,0 +1,227 @@
+"""A network as a torch.fx graph whose steps are torch's layers and plain operations, for analyses that edit it.
+
+Layers stay modules of the graph, so that train and eval mode mean in it what they mean in the network. Everything else
+is traced into, so that a class of the user's own is seen as the operations it consists of. Every step is computed on an
+example input while it is traced: a decision that depends on a shape is taken as it falls for that input, where plain
+torch.fx gives up.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_map
+
+from pyassemble.errors import UntraceableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# A subclass of one of these (timm's norms with activation, "same" convolutions) is one step, as the class itself is.
+LAYERS: tuple[type[nn.Module], ...] = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+)
+
+# Each retry makes one more class of modules opaque.
+_MAX_RETRIES = 32
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced network.
+
+    Attributes:
+        graph: The forward pass in eval mode, over a copy of the network without the user's hooks.
+        facts: What each node gives on the example input. A floating-point tensor is replaced by one of its shape and
+            type on the meta device; other values, such as sizes and index tables, are kept.
+    """
+
+    graph: fx.GraphModule
+    facts: dict[fx.Node, Any]
+
+
+def trace(network: nn.Module, example_input: Any) -> Traced:
+    """Traces a network's forward pass in eval mode, by the path that an example input takes.
+
+    Optional arguments of ``forward`` take their defaults. Modules whose forward cannot be traced are one opaque step.
+
+    Args:
+        network: Any module; it is copied and stays as it is.
+        example_input: A tensor, or a tuple of positional arguments, on the network's device.
+
+    Raises:
+        UntraceableError: The network does not take the input, its own forward cannot be traced, or it cannot be copied.
+    """
+    name = type(network).__name__
+    twin = _eval_copy(network)
+    arguments = example_arguments(example_input)
+    _check_takes(twin, name, arguments)
+    # The forward's further arguments, by their defaults.
+    further = {
+        parameter.name: parameter.default
+        for parameter in list(inspect.signature(twin.forward).parameters.values())[len(arguments) :]
+        if parameter.default is not inspect.Parameter.empty
+    }
+    opaque: set[type[nn.Module]] = set()
+    for _ in range(_MAX_RETRIES):
+        tracer = _Tracer(opaque, arguments)
+        try:
+            with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+                warnings.simplefilter("ignore")
+                graph = tracer.trace(twin, concrete_args=further or None)
+        except Exception as error:  # whatever a foreign forward may raise
+            if tracer.failed is None or tracer.failed in opaque:
+                raise UntraceableError(f"{name} cannot be traced: {_first_line(error)}") from error
+            opaque.add(tracer.failed)
+        else:
+            facts = {node: tree_map(_without_numbers, tracer.values.get(node)) for node in graph.nodes}
+            return Traced(fx.GraphModule(twin, graph, name), facts)
+    raise UntraceableError(f"{name}: more than {_MAX_RETRIES} classes of modules cannot be traced")
+
+
+def _eval_copy(network: nn.Module) -> nn.Module:
+    try:
+        twin = copy.deepcopy(network).eval()
+    except Exception as error:  # whatever a foreign __deepcopy__ may raise
+        raise UntraceableError(f"{type(network).__name__} cannot be copied: {_first_line(error)}") from error
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
+
+
+def _check_takes(network: nn.Module, name: str, arguments: tuple[Any, ...]) -> None:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network(*arguments)
+    except Exception as error:  # whatever a foreign forward may raise
+        shapes = ", ".join(str(tuple(part.shape)) for part in arguments if is_tensor(part))
+        raise UntraceableError(f"{name} does not take an example input of shape {shapes}: {_first_line(error)}") from error
+
+
+class _Tracer(fx.Tracer):
+    """Computes each step as it is traced, and asks the numbers where torch.fx has to give up."""
+
+    def __init__(self, opaque: set[type[nn.Module]], arguments: tuple[Any, ...]) -> None:
+        super().__init__(autowrap_functions=())
+        self.opaque = opaque
+        self.arguments = iter(arguments)
+        self.failed: type[nn.Module] | None = None
+        self.values: dict[fx.Node, Any] = {}
+        self.computing = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in self.opaque or isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any
+    ) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, *rest, **named)
+        self.values[node] = self._compute(node)
+        return node
+
+    def _compute(self, node: fx.Node) -> Any:
+        args = fx.map_arg(node.args, self.values.__getitem__)
+        kwargs = fx.map_arg(node.kwargs, self.values.__getitem__)
+        with self._plain():
+            match node.op:
+                case "placeholder":
+                    return next(self.arguments, args[0] if args else None)
+                case "get_attr":
+                    return _attribute(self.root, str(node.target))
+                case "call_module":
+                    return self.root.get_submodule(str(node.target))(*args, **kwargs)
+                case "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                case "call_function":
+                    return node.target(*args, **kwargs)  # type: ignore[operator]
+        return None
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """Modules compute, without being traced."""
+        before, self.computing = self.computing, True
+        try:
+            yield
+        finally:
+            self.computing = before
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.computing else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def to_bool(self, obj: Any) -> bool:
+        return bool(self.values[obj.node])
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        value = self.values[obj.node]
+        return (obj[place] for place in range(len(value)))
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.computing:
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            # The innermost module on the way out is the one that cannot be traced.
+            if self.failed is None:
+                self.failed = type(m)
+            raise
+
+
+def describe(node: fx.Node, root: nn.Module) -> str:
+    """A node in an error's words: what it calls, and inside which module."""
+    if node.op == "call_module":
+        return f"module {node.target!r} ({type(root.get_submodule(str(node.target))).__name__})"
+    if node.op == "get_attr":
+        return f"tensor {node.target!r}"
+    if node.op == "placeholder":
+        return f"input {node.target!r}"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    stack = node.meta.get("nn_module_stack")
+    inside = f" in module {next(reversed(stack.values()))[0]!r}" if stack else ""
+    return f"operation {name!r} (node {node.name!r}{inside})"
+
+
+def example_arguments(example_input: Any) -> tuple[Any, ...]:
+    """An example input as positional arguments."""
+    return example_input if isinstance(example_input, tuple) else (example_input,)
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a value of the graph is one tensor."""
+    return isinstance(value, torch.Tensor)
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether a value of the graph is a tensor or a tuple with one in it."""
+    return is_tensor(value) or (isinstance(value, tuple | list) and any(map(holds_tensor, value)))
+
+
+def _attribute(root: nn.Module, name: str) -> Any:
+    path, _, last = name.rpartition(".")
+    return getattr(root.get_submodule(path), last)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def _without_numbers(value: Any) -> Any:
+    return value.to("meta") if is_tensor(value) and value.is_floating_point() else value
