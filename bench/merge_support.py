@@ -41,7 +41,7 @@ def smallest_of_each_family() -> dict[str, str]:
             try:
                 with torch.device("meta"):
                     network = timm.create_model(name)
-            except Exception:  # noqa: BLE001  a network that the meta device cannot build is not the smallest
+            except Exception:
                 continue
             height = network.pretrained_cfg["input_size"][1]
             work = sum(p.numel() for p in network.parameters()) * (height / 224) ** 2
@@ -86,14 +86,21 @@ def row(family: str, name: str) -> dict[str, object]:
 
 def write_table(rows: list[dict[str, object]]) -> None:
     lines = ["# Which architectures `pa.merge` takes", ""]
-    lines += [f"The smallest network of each family of timm {timm.__version__}, random weights, by bench/merge_support.py.", ""]
+    lines += [
+        f"The smallest network of each family of timm {timm.__version__}, random weights, by bench/merge_support.py.",
+        "",
+    ]
     for kind in ("convolution", "attention", "unknown"):
         mine = [row for row in rows if row["kind"] == kind]
         taken = sum(row["accepted"] == "yes" for row in mine)
         lines.append(f"- {kind}: {taken} of {len(mine)} families")
     plain = [row for row in rows if row["family"] in PLAIN_VITS]
     lines.append(f"- plain vision transformers: {sum(row['accepted'] == 'yes' for row in plain)} of {len(plain)}")
-    lines += ["", "| family | network | kind | accepted | distance from the mean | reason |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| family | network | kind | accepted | distance from the mean | reason |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         reason = str(row.get("reason") or "").replace("|", "/")
         lines.append(

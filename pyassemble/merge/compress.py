@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pyassemble.errors import OutOfRangeError
-from pyassemble.merge.layout import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ def check_kept(name: str, kept: Tensor, available: int) -> Tensor:
         raise OutOfRangeError(
             f"group {name!r}: kept units {tuple(flat.shape)} of {flat.dtype}; a non-empty 1-d LongTensor is expected"
         )
-    if int(flat.min()) < 0 or int(flat.max()) >= available or len(flat.unique()) < len(flat):
+    if int(flat.min()) < 0 or int(flat.max()) >= available or len(set(flat.tolist())) < len(flat):
         raise OutOfRangeError(f"group {name!r}: kept units must be different numbers in [0, {available})")
     return torch.sort(flat.long()).values
 
@@ -90,9 +89,7 @@ def _source_positions(labels: Tensor, where: Places, groups: Groups, numbers: Se
     occurrences: dict[tuple[int, int], list[int]] = {}
     for place, key in enumerate(zip(group, unit, strict=True)):
         occurrences.setdefault(key, []).append(place)
-    position = {
-        key: p for p, key in enumerate(zip(where.teacher.tolist(), where.index.tolist(), strict=True))
-    }
+    position = {key: p for p, key in enumerate(zip(where.teacher.tolist(), where.index.tolist(), strict=True))}
     result = torch.empty(len(labels), dtype=torch.int64)
     for (g, slot), places in occurrences.items():
         teacher, source = divmod(int(numbers[g][slot]), groups.groups[g].size)

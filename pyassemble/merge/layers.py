@@ -37,7 +37,7 @@ def wide_dense(layers: Sequence[Any], entering: Places | None, leaving: Places |
 def wide_weight(
     weights: Sequence[Tensor], entering: Places | None, leaving: Places | None, into: int, out: int
 ) -> Tensor:
-    """The weight of :func:`wide_dense` from the teachers' weights, ``into`` and ``out`` their two channel dimensions."""
+    """The weight of :func:`wide_dense` from the teachers', ``into`` and ``out`` their two channel dimensions."""
     shape = list(weights[0].shape)
     shape[into] = shape[into] if entering is None else entering.size
     shape[out] = shape[out] if leaving is None else leaving.size
@@ -56,9 +56,7 @@ def wide_weight(
     return weight
 
 
-def _add_block(
-    weight: Tensor, block: Tensor, out: int, rows: Tensor | None, into: int, columns: Tensor | None
-) -> None:
+def _add_block(weight: Tensor, block: Tensor, out: int, rows: Tensor | None, into: int, columns: Tensor | None) -> None:
     rows = torch.arange(weight.shape[out]) if rows is None else rows
     columns = torch.arange(weight.shape[into]) if columns is None else columns
     target = weight.movedim((out, into), (0, 1))
@@ -136,7 +134,7 @@ def gathered(tensors: Sequence[Tensor], places: Places, dim: int = 0) -> Tensor:
 def bare_copy(module: nn.Module) -> Any:
     """A copy whose own parameters are the original's, to be replaced."""
     kept = {id(parameter): parameter for parameter in module.parameters()}
-    return copy.deepcopy(module, kept)  # type: ignore[arg-type]
+    return copy.deepcopy(module, kept)
 
 
 def trainable_copy(module: nn.Module) -> nn.Module:

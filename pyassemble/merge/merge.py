@@ -84,12 +84,12 @@ def _check_mean(student: WideStudent, teachers: list[nn.Module], example_input: 
         ) from error
     for parts, value in zip(zip(*outputs, strict=True), wide, strict=True):
         mean = torch.stack(parts).mean(0)
-        error = float((value - mean).abs().max()) if mean.numel() else 0.0
+        missed = float((value - mean).abs().max()) if mean.numel() else 0.0
         scale = float(torch.stack(parts).abs().max()) if mean.numel() else 0.0
-        if not error <= _TOLERANCE * scale + 1e-6:
+        if not missed <= _TOLERANCE * scale + 1e-6:
             raise UnsupportedOperationError(
                 f"{type(teachers[0]).__name__} computes something that the traced graph does not show: the wide "
-                f"student misses the mean of the outputs by {error:.3g} (they reach {scale:.3g})"
+                f"student misses the mean of the outputs by {missed:.3g} (they reach {scale:.3g})"
             )
 
 

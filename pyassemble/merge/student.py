@@ -84,7 +84,7 @@ class WideStudent(nn.Module):
         return list(self.graph.parameters())
 
     def sparsity_loss(self) -> Tensor:
-        """Sum over groups of (r - mean P[g > 0])^2 (Merging, L_half), to be multiplied by lambda and added to the loss."""
+        """Sum over groups of (r - mean P[g > 0])^2 (Merging, L_half); lambda times it is added to the loss."""
         return torch.stack([group.sparsity_loss() for group in self.gate_groups.values()]).sum()
 
     def opened(self) -> AbstractContextManager[None]:
@@ -129,14 +129,14 @@ class WideStudent(nn.Module):
             if name not in chosen:
                 raise UnknownOptionError("group", name, chosen)
             chosen[name] = check_kept(name, numbers, len(self.gate_groups[name].loc))
-        numbers = list(chosen.values())
+        kept_units = list(chosen.values())
         groups, template = self._kept.groups, self._template[0]
         state = self._folded_state()
-        if all(len(units) == group.size for units, group in zip(numbers, groups.groups, strict=True)):
-            network = plain_copy(template, original_state(state, template, self._widened.places, groups, numbers))
+        if all(len(units) == group.size for units, group in zip(kept_units, groups.groups, strict=True)):
+            network = plain_copy(template, original_state(state, template, self._widened.places, groups, kept_units))
         else:
             teachers = self._kept.teachers
-            kept = Kept(groups, teachers, chosen_units(groups, teachers, numbers), self._kept.borders)
+            kept = Kept(groups, teachers, chosen_units(groups, teachers, kept_units), self._kept.borders)
             small = widen(self._coupling, [template] * teachers, kept, None, joint_norms=True)
             network = small.graph
             network.load_state_dict(resized_state(state, small, self._widened.places), strict=True)
