@@ -1,7 +1,7 @@
 """The memory of dense CPU tensors as numba's kernels see it: an address, and the type of the elements.
 
-Kernels take addresses because making a NumPy array of a tensor takes several calls into PyTorch. Each costs some tens of
-microseconds once a pass over a large tensor has driven the interpreter out of the caches.
+Kernels take addresses because making a NumPy array of a tensor takes several calls into PyTorch. Each costs some tens
+of microseconds once a pass over a large tensor has driven the interpreter out of the caches.
 """
 
 from __future__ import annotations

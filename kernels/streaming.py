@@ -9,12 +9,14 @@ What is small enough to be found in a cache by whoever reads it next is better w
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pyassemble.kernels.deferred import numba_intrinsic, numba_jit
+
+if TYPE_CHECKING:
+    import torch
 
 LINE = 64  # bytes; of x86 and most ARM processors
 LEAST = 2**23  # bytes of an output from which on it is streamed
