@@ -163,20 +163,21 @@ def _cpu_forward_rows(
     """Space inside: rows of one channel each. Unit: several rows, or a part of one."""
     samples, channels = gate.shape
     rows = samples * outer * channels
-    y, x = elements(y_address, rows * row, like), elements(x_address, rows * row, like)
+    x = elements(x_address, rows * row, like)
     parts = (row + unit - 1) // unit
-    staged = buffer(y, unit if streamed else 0)
+    staged = buffer()
     for n in range(start, stop):
         first, last = n // parts * together, min(rows, (n // parts + 1) * together)
         size = min(unit, row - n % parts * unit)
         low = first * row + n % parts * unit
         high = low + (last - first) * size
-        out = staged[: high - low] if streamed else y[low:high]
+        place = y_address + low * like.itemsize
+        out = elements(staged if streamed else place, high - low, like)
         for r in range(first, last):
             i = (r - first) * size
             _scale(out[i : i + size], x[low + i : low + i + size], gate[r // (outer * channels), r % channels])
         if streamed:
-            stream(y[low:high], out)
+            stream(place, staged, (high - low) * like.itemsize)
     finish()
 
 
@@ -187,14 +188,14 @@ def _cpu_forward_channels(
 ) -> None:  # fmt: skip
     """Channels inside. Unit: several rows of all channels; some of one sample are handled as one long row."""
     samples, channels = gate.shape
-    size = samples * outer * channels
-    y, x = elements(y_address, size, like), elements(x_address, size, like)
+    x = elements(x_address, samples * outer * channels, like)
     gates = np.empty(repeat * channels, gate.dtype)
-    staged = buffer(y, together * channels if streamed else 0)
+    staged = buffer()
     for n in range(start, stop):
         first, end = n * together, min(samples * outer, (n + 1) * together)
         low, high = first * channels, end * channels
-        out = staged[: high - low] if streamed else y[low:high]
+        place = y_address + low * like.itemsize
+        out = elements(staged if streamed else place, high - low, like)
         while first < end:
             last = min(end, (first // outer + 1) * outer)
             _repeat(gates, gate[first // outer], min(repeat, last - first))
@@ -203,7 +204,7 @@ def _cpu_forward_channels(
                 _scale_each(out[i - low : j - low], x[i:j], gates)
             first = last
         if streamed:
-            stream(y[low:high], out)
+            stream(place, staged, (high - low) * like.itemsize)
     finish()
 
 
@@ -222,16 +223,16 @@ def _cpu_backward_rows(
     """Sums over space, (rows, parts of a row). Units as in the forward pass."""
     channels = gate.shape[1]
     rows, parts = sums.shape
-    dx, dy = elements(dx_address, rows * row, like), elements(dy_address, rows * row, like)
-    x = elements(x_address, rows * row, like)
+    dy, x = elements(dy_address, rows * row, like), elements(x_address, rows * row, like)
     zero = gate.dtype.type(0)
-    staged = buffer(dx, unit if streamed else 0)
+    staged = buffer()
     for n in range(start, stop):
         first, last = n // parts * together, min(rows, (n // parts + 1) * together)
         size = min(unit, row - n % parts * unit)
         low = first * row + n % parts * unit
         high = low + (last - first) * size
-        out = staged[: high - low] if streamed else dx[low:high]
+        place = dx_address + low * like.itemsize
+        out = elements(staged if streamed else place, high - low, like)
         for r in range(first, last):
             g = gate[r // (outer * channels), r % channels]
             total = 0.0
@@ -240,7 +241,7 @@ def _cpu_backward_rows(
                 total += np.float64(_scale_and_dot(out[i:j], dy[low + i : low + j], x[low + i : low + j], g, zero))
             sums[r, n % parts] = total
         if streamed:
-            stream(dx[low:high], out)
+            stream(place, staged, (high - low) * like.itemsize)
     finish()
 
 
@@ -263,15 +264,16 @@ def _cpu_backward_channels(
     """Sums over space times the slopes, (units, C). Units as in the forward pass."""
     samples, channels = gate.shape
     size = samples * outer * channels
-    dx, dy, x = elements(dx_address, size, like), elements(dy_address, size, like), elements(x_address, size, like)
+    dy, x = elements(dy_address, size, like), elements(x_address, size, like)
     gates = np.empty(repeat * channels, gate.dtype)
     short = np.zeros(repeat * channels, gate.dtype)
     totals = np.zeros(channels)
-    staged = buffer(dx, together * channels if streamed else 0)
+    staged = buffer()
     for n in range(start, stop):
         first, end = n * together, min(samples * outer, (n + 1) * together)
         low, high = first * channels, end * channels
-        out = staged[: high - low] if streamed else dx[low:high]
+        place = dx_address + low * like.itemsize
+        out = elements(staged if streamed else place, high - low, like)
         while first < end:
             sample, last = first // outer, min(end, (first // outer + 1) * outer)
             _repeat(gates, gate[sample], min(repeat, last - first))
@@ -286,7 +288,7 @@ def _cpu_backward_channels(
                 totals[c] = 0.0
             first = last
         if streamed:
-            stream(dx[low:high], out)
+            stream(place, staged, (high - low) * like.itemsize)
     finish()
 
 
@@ -313,13 +315,14 @@ def _cpu_gates(x: torch.Tensor, loc: torch.Tensor, draw: _Draw) -> tuple[Any, An
 def _cpu_forward(y: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, shape: Layout, draw: _Draw) -> None:
     gate, _ = _cpu_gates(x, loc, draw)
     arrays = ELEMENTS[x.dtype], y.data_ptr(), x.data_ptr(), gate, shape.outer
-    streamed = worthwhile(y, x)
     if shape.inner == 1:
         together, repeat, units = _units_of_channels(shape)
         size = together * shape.channels
+        streamed = worthwhile(size, y, x)
         parallel.launch(_cpu_forward_channels, units, size, *arrays, together, repeat, streamed)
     else:
         together, units = _units_of_rows(shape)
+        streamed = worthwhile(UNIT, y, x)
         parallel.launch(_cpu_forward_rows, units, UNIT, *arrays, shape.inner, together, UNIT, streamed)
 
 
@@ -328,16 +331,18 @@ def _cpu_backward(
 ) -> torch.Tensor:
     gate, slope = _cpu_gates(x, loc, draw)
     arrays = ELEMENTS[x.dtype], dx.data_ptr(), dy.data_ptr(), x.data_ptr(), gate
-    streamed = worthwhile(dx, dy, x)
     if shape.inner == 1:
         together, repeat, units = _units_of_channels(shape)
+        size = together * shape.channels
+        streamed = worthwhile(size, dx, dy, x)
         sums = np.zeros((units, shape.channels))
         parallel.launch(
-            _cpu_backward_channels, units, together * shape.channels,
+            _cpu_backward_channels, units, size,
             sums, *arrays, slope, shape.outer, together, repeat, ROWS, streamed,
         )  # fmt: skip
         return torch.from_numpy(sums.sum(0))
     together, units = _units_of_rows(shape)
+    streamed = worthwhile(UNIT, dx, dy, x)
     sums = np.empty((shape.batch * shape.outer * shape.channels, -(-shape.inner // UNIT)))
     parallel.launch(
         _cpu_backward_rows, units, UNIT,

@@ -7,15 +7,12 @@ of microseconds once a pass over a large tensor has driven the interpreter out o
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from pyassemble.kernels.deferred import numba_intrinsic, numba_jit
-
-if TYPE_CHECKING:
-    from numba import carray  # type: ignore[attr-defined]
+from pyassemble.kernels.deferred import numba_intrinsic
 
 # Empty arrays, which tell a kernel its elements' type; 16-bit floats are bits (see ``halves``).
 ELEMENTS: dict[torch.dtype, Any] = {
@@ -27,17 +24,26 @@ ELEMENTS: dict[torch.dtype, Any] = {
 
 
 @numba_intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    """An int64 as untyped pointer, for ``numba.carray``."""
+def elements(context: Any, address: Any, size: Any, like: Any) -> Any:
+    """So many elements in the order of memory, as a one-dimensional array of the type of ``like``.
+
+    What ``numba.carray`` gives, compiled in a tenth of the time.
+    """
     types = importlib.import_module("numba.core.types")
+    arrays = importlib.import_module("numba.np.arrayobj")
+    array_type = types.Array(like.dtype, 1, "C")
 
-    def convert(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = arrays.make_array(array_type)(context, builder)
+        item = context.get_abi_sizeof(context.get_data_type(like.dtype))
+        arrays.populate_array(
+            array,
+            data=builder.inttoptr(arguments[0], array.data.type),
+            shape=[arguments[1]],
+            strides=[context.get_constant(types.intp, item)],
+            itemsize=context.get_constant(types.intp, item),
+            meminfo=None,
+        )
+        return array._getvalue()
 
-    return types.voidptr(types.int64), convert
-
-
-@numba_jit()
-def elements(address: Any, size: Any, like: Any) -> Any:
-    """So many elements in the order of memory, as a one-dimensional array of the type of ``like``."""
-    return carray(_pointer(address), (size,), like.dtype)
+    return array_type(types.int64, types.intp, like), emit

@@ -4,6 +4,8 @@ An ordinary store first reads the line that it writes to, so that a pass over x 
 instead of two. A kernel that is bound by memory therefore computes a part of its output in a small buffer, which stays
 in a core's own cache, and streams it to where it belongs with the processor's non-temporal stores, 64 bytes at once.
 What is small enough to be found in a cache by whoever reads it next is better written there in the ordinary way.
+
+Everything here is in addresses and bytes, whatever the elements are: numba compiles integers faster than arrays.
 """
 
 from __future__ import annotations
@@ -11,25 +13,42 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pyassemble.kernels.deferred import numba_intrinsic, numba_jit
 
 if TYPE_CHECKING:
     import torch
 
 LINE = 64  # bytes; of x86 and most ARM processors
+BUFFER = 2**16  # bytes of a buffer, on the stack
 LEAST = 2**23  # bytes of an output from which on it is streamed
 
 
-def worthwhile(output: torch.Tensor, *inputs: torch.Tensor) -> bool:
-    """Whether an output is to be streamed: it is large, and none of the inputs, whose lines have just been read."""
-    return output.nbytes >= LEAST and all(output.data_ptr() != x.data_ptr() for x in inputs)
+def worthwhile(unit: int, output: torch.Tensor, *inputs: torch.Tensor) -> bool:
+    """Whether to stream an output: a unit of so many elements fits the buffer, and the output is large and none of the
+    inputs, whose lines have just been read.
+    """  # noqa: D205
+    fits = unit * output.element_size() <= BUFFER
+    return fits and output.nbytes >= LEAST and all(output.data_ptr() != x.data_ptr() for x in inputs)
+
+
+@numba_intrinsic
+def buffer(context: Any) -> Any:
+    """Address of the calling function's buffer, at the start of a line: unaligned, streaming takes longer."""
+    types = importlib.import_module("numba.core.types")
+    ir = importlib.import_module("llvmlite.ir")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        with builder.goto_entry_block():  # once, whatever loop the call is in
+            place = builder.alloca(ir.ArrayType(ir.IntType(8), BUFFER))
+        place.align = LINE
+        return builder.ptrtoint(place, ir.IntType(64))
+
+    return types.int64(), emit
 
 
 @numba_intrinsic
 def _copy_line(context: Any, target: Any, source: Any) -> Any:
-    """Copy a line to an address that is a multiple of its size, both addresses as int64."""
+    """Copy a line to an address that is a multiple of its size."""
     types = importlib.import_module("numba.core.types")
     ir = importlib.import_module("llvmlite.ir")
 
@@ -38,6 +57,19 @@ def _copy_line(context: Any, target: Any, source: Any) -> Any:
         value = builder.load(builder.inttoptr(arguments[1], line), align=1)
         written = builder.store(value, builder.inttoptr(arguments[0], line), align=LINE)
         written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@numba_intrinsic
+def _copy_two_bytes(context: Any, target: Any, source: Any) -> Any:
+    types = importlib.import_module("numba.core.types")
+    ir = importlib.import_module("llvmlite.ir")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        two = ir.IntType(16).as_pointer()
+        builder.store(builder.load(builder.inttoptr(arguments[1], two)), builder.inttoptr(arguments[0], two))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), emit
@@ -56,24 +88,13 @@ def finish(context: Any) -> Any:
 
 
 @numba_jit()
-def buffer(like: Any, size: Any) -> Any:
-    """Scratch for so many elements of an array's type, at the start of a line: unaligned, streaming takes longer."""
-    raw = np.empty(size + LINE // like.itemsize, like.dtype)
-    skipped = (-np.int64(raw.ctypes.data) % LINE) // raw.itemsize
-    return raw[skipped : skipped + size]
-
-
-@numba_jit()
-def stream(target: Any, source: Any) -> None:
-    """Copy an array to another of its size and type, past the caches but for broken lines at either end."""
-    each = LINE // target.itemsize
-    start = min(target.size, (-np.int64(target.ctypes.data) % LINE) // target.itemsize)
-    lines = (target.size - start) // each
-    for i in range(start):
-        target[i] = source[i]
-    to = np.int64(target[start:].ctypes.data)
-    come = np.int64(source[start:].ctypes.data)
-    for k in range(lines):
-        _copy_line(to + k * LINE, come + k * LINE)
-    for i in range(start + lines * each, target.size):
-        target[i] = source[i]
+def stream(target: Any, source: Any, size: Any) -> None:
+    """Copy an even number of bytes from address to address, past the caches but for broken lines at either end."""
+    start = min(size, -target % LINE)
+    stop = size - (size - start) % LINE
+    for i in range(0, start, 2):
+        _copy_two_bytes(target + i, source + i)
+    for i in range(start, stop, LINE):
+        _copy_line(target + i, source + i)
+    for i in range(stop, size, 2):
+        _copy_two_bytes(target + i, source + i)
