@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyassemble.errors import (
     ArgumentTypeError,
     BuildCacheError,
+    CutError,
     DuplicateNameError,
     EmptyNetworkError,
     HubError,
@@ -40,6 +41,7 @@ __all__ = [
     "Alignment",
     "ArgumentTypeError",
     "BuildCacheError",
+    "CutError",
     "DuplicateNameError",
     "EmptyNetworkError",
     "HubError",
