@@ -42,7 +42,8 @@ def source_recipe(repository: Repository, name: str) -> SourceRecipe:
     for text, options in _candidates(repository, name):
         try:
             spec = NetworkSpec.parse(text)
-            network = load_network(spec, meta=True, options=options)
+            with torch.random.fork_rng(devices=[]):  # what cannot be built without numbers draws some
+                network = load_network(spec, meta=True, options=options)
             if not _holds_tensors_of(network, segments):
                 continue
             found = structure(cut_without_weights(network, repository.example_input))

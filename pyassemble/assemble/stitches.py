@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 if TYPE_CHECKING:
     from pyassemble.network.shapes import FeatureShape
@@ -116,12 +117,14 @@ def _convolution(source: FeatureShape, target: FeatureShape) -> tuple[nn.Conv2d 
         rows, columns = (after // before for before, after in sizes)
         # (n − 1)·s − 2 + 3 + (s − 1) = n·s
         more = (rows - 1, columns - 1)
-        layer = nn.ConvTranspose2d(*channels, _KERNEL, (rows, columns), padding=1, output_padding=more)
+        layer = skip_init(
+            nn.ConvTranspose2d, *channels, _KERNEL, stride=(rows, columns), padding=1, output_padding=more
+        )
         return layer, (source.height * rows, source.width * columns)
     rows, columns = (max(before // after, 1) for before, after in sizes)
     # ⌊(n + 2 − 3) / s⌋ + 1 = ⌈n / s⌉
     space = (math.ceil(source.height / rows), math.ceil(source.width / columns))
-    return nn.Conv2d(*channels, _KERNEL, (rows, columns), padding=1), space
+    return skip_init(nn.Conv2d, *channels, _KERNEL, stride=(rows, columns), padding=1), space
 
 
 def _initialize(layer: nn.Conv2d | nn.ConvTranspose2d, generator: torch.Generator | None) -> None:
