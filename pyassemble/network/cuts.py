@@ -72,7 +72,7 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
     Raises:
         ArgumentTypeError: The example input is no batch.
         CutError: The network has no features before its head, or no block.
-        UnsupportedNetworkError: The network cannot be read (lazy, quantized, sharded) or traced, or not run on images of
+        UnsupportedNetworkError: The network cannot be read (lazy, quantized, sharded), traced, or run on images of
             that shape.
     """
     sequence = standardize_blocks(network)  # refuses networks whose tensors cannot be read, by name
