@@ -163,6 +163,8 @@ class TestRefused:
             repository["alexnet"]
         with pytest.raises(pa.UnknownOptionError, match="unknown network in sources 'b'; known: a"):
             pa.Repository({"a": build("timm:resnet10t")}, self.IMAGES, sources={"b": "timm:resnet10t"})
+        with pytest.raises(pa.NetworkSpecError, match=r"no such file: gone\.py"):
+            pa.Repository({"a": build("timm:resnet10t")}, self.IMAGES, sources={"a": "gone.py:Net"})
 
 
 def test_hashes_tell_weights_apart(images: torch.Tensor) -> None:
