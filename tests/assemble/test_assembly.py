@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Blocks = list[tuple[str, int, int]]
 
 # Maps to tokens, tokens to maps with channels last, and back to maps.
-MIXED: Blocks = [("resnet", 0, 1), ("vit", 3, 5), ("last", 1, 2), ("vision", 5, 7)]
+MIXED: Blocks = [("resnet", 0, 1), ("vit", 3, 5), ("last", 1, 2), ("vision", 2, 4)]
 COMPOSITIONS: list[Blocks] = [
     MIXED,
     [("vit", 0, 3), ("mobile", 4, 10)],
     [("last", 0, 2), ("vit", 8, 11)],
     [("mobile", 2, 5), ("resnet", 3, 4)],  # starts inside a network
-    [("vision", 0, 3), ("vision", 6, 7)],
+    [("vision", 0, 1), ("vision", 4, 5)],
     [("resnet", 0, 2), ("mobile", 0, 10)],  # a block that takes images behind another
     [("vit", 0, 5), ("vit", 0, 5)],
 ]
