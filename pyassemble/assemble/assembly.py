@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from pyassemble.assemble.composition import check_cut, made_stitch, recipe_of, with_given_stitches
 from pyassemble.assemble.head import Head
@@ -131,9 +131,7 @@ class Assembly(nn.Module):
         Raises:
             TensorError: As :meth:`forward`.
         """
-        expected = self.recipe.input_shape.size
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            raise TensorError(f"images have shape {tuple(images.shape)}; (B, {', '.join(map(str, expected))}) is taken")
+        check_images(images, self.recipe.input_shape.size)
         features = images
         for index, (stitch, block) in enumerate(zip(self.stitches, self.blocks, strict=True)):
             features = block(stitch(features))
@@ -162,7 +160,7 @@ class Assembly(nn.Module):
         """Whether the blocks are trained too (PA-DNN_full-train), or stay frozen in eval mode.
 
         Blocks to be trained get memory of their own first: the repository's networks, and other assemblies of them,
-        stay as they are.
+        stay as they are. Dropout that a network calls as a function stays off, as it was when the network was cut.
         """
         if mode:
             self._own_blocks()
@@ -281,6 +279,17 @@ class Assembly(nn.Module):
         for tensor in chain(self.blocks.parameters(), self.blocks.buffers()):
             tensor.data = tensor.data.clone()
         self._owns_blocks = True
+
+
+@fx.wrap  # one step of a symbolic trace, whose images have no sizes to compare
+def check_images(images: torch.Tensor, expected: tuple[int, ...]) -> None:
+    """Refuses images of another size than (B, *expected).
+
+    Raises:
+        TensorError: They are.
+    """
+    if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+        raise TensorError(f"images have shape {tuple(images.shape)}; (B, {', '.join(map(str, expected))}) is taken")
 
 
 def _sharing(segment: nn.Module) -> nn.Module:

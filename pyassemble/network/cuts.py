@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyassemble.network.layers import LayerSequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CutNetwork:
     """A network in eval mode as a row of segments and a head.
 
@@ -46,6 +46,12 @@ class CutNetwork:
 
     def __len__(self) -> int:
         return len(self.segments)
+
+    def __repr__(self) -> str:
+        rows = [
+            f"{k}: {name} ({shape})" for k, (name, shape) in enumerate(zip(self.cut_points, self.shapes, strict=True))
+        ]
+        return "\n".join((f"{len(self)} segments of a network for {self.input_shape}", *rows))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The network's own tensor before its head, (B, ...)."""

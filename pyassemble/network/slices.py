@@ -156,7 +156,12 @@ def _place_unused(root: nn.Module, modules: Sequence[nn.Module]) -> None:
     """Puts each tensor that no step uses into the module that holds the tensor defined before it."""
     homes = {id(tensor): module for module in modules for tensor in chain(module.parameters(), module.buffers())}
     home = modules[0]
-    for name, tensor in chain(root.named_parameters(), root.named_buffers()):
+    in_definition_order = (
+        (f"{path}.{name}" if path else name, tensor)
+        for path, module in root.named_modules()
+        for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    )
+    for name, tensor in in_definition_order:
         if id(tensor) in homes:
             home = homes[id(tensor)]
             continue
@@ -170,3 +175,4 @@ def _place_unused(root: nn.Module, modules: Sequence[nn.Module]) -> None:
             holder.register_parameter(last, tensor)
         else:
             holder.register_buffer(last, tensor)
+        homes[id(tensor)] = home

@@ -268,6 +268,14 @@ class TestRefused:
             assembly(images)
 
 
+def test_an_assembly_is_a_network_like_any_other(repository: pa.Repository, images: torch.Tensor) -> None:
+    assembly = pa.Assembly.compose(repository, [("resnet", 0, 2), ("mobile", 5, 10)], 5)
+    assert pa.similarity(assembly, assembly, standardization="graph") == 1  # traced: a warning would be an error
+    again = pa.Repository({"assembly": assembly}, images)["assembly"]
+    assert len(again) >= 5
+    assert torch.equal(again.head(again.features(images)), assembly(images))
+
+
 class TestExport:
     @pytest.mark.parametrize("blocks", [MIXED, COMPOSITIONS[3]])
     def test_torch_export(self, repository: pa.Repository, images: torch.Tensor, blocks: Blocks) -> None:

@@ -102,6 +102,15 @@ class Block(nn.Module):
         return x + self.second(self.activation(self.first(x)))
 
 
+class Adding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("drawn", torch.randn(8, 1, 1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.drawn
+
+
 class Small(nn.Module):
     """A stem, blocks, a layer after them, pooling, a layer after it, and a classifier."""
 
@@ -165,6 +174,16 @@ def test_what_the_forward_pass_never_uses_keeps_its_place() -> None:
     parts = cut(network, torch.randn(1, 3, 32, 32))
     assert "blocks.1.spare" in parameters_of(parts.segments[1])
     assert "token" in dict(parts.segments[0].named_parameters())
+
+
+def test_every_buffer_is_in_a_state_dict_of_the_parts() -> None:
+    network = Small()
+    network.blocks[1].register_buffer("drawn", torch.randn(8, 1, 1), persistent=False)
+    network.blocks[1].activation = nn.Sequential(nn.ReLU(), Adding())
+    parts = cut(network, torch.randn(1, 3, 32, 32))
+    saved = set(parts.segments[1].state_dict())
+    assert {"blocks.1.drawn", "blocks.1.activation.1.drawn"} <= saved
+    assert not {name for name in network.state_dict() if "drawn" in name}
 
 
 def test_sizes_of_the_batch_cross_a_cut() -> None:
