@@ -13,6 +13,7 @@ from torch import fx, nn
 from pyassemble.assemble.composition import check_cut, made_stitch, recipe_of, with_given_stitches
 from pyassemble.assemble.head import Head
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, RecipeError, TensorError
+from pyassemble.network.sources import SpecKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -233,18 +234,23 @@ class Assembly(nn.Module):
         """Reads a folder that :meth:`save` wrote; the sources' weights are not needed.
 
         The code of the sources' architectures comes from timm, torchvision or the file that the recipe names, which is
-        executed; nothing is downloaded or unpickled.
+        executed; nothing is unpickled.
+
+        Args:
+            folder: The folder, or ``hf-hub:ORG/NAME``, which is downloaded; from there no files of code are executed.
 
         Returns:
             The assembly, in eval mode, on the CPU; it computes the same bits as the one saved.
 
         Raises:
+            HubError: The Hub cannot be reached, or has no such repository.
             RecipeError: The recipe is damaged, or an architecture is missing or has changed.
             WeightsFileError: The weights are missing, damaged, or of another assembly.
         """
-        from pyassemble.assemble.folder import load_folder
+        from pyassemble.assemble.folder import fetch_folder, load_folder
 
-        return load_folder(Path(folder))
+        scheme, _, name = str(folder).partition(":")
+        return load_folder(fetch_folder(name) if scheme == SpecKind.HUB else Path(folder))
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, token: str | None = None, message: str = "Upload assembly"

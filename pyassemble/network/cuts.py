@@ -68,8 +68,8 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
     """Cuts a network at its cut points.
 
     Segments and head share the memory of the network's tensors; their parameters are frozen. Each tensor of the network
-    is in exactly one of them: in the one that uses it, or, where the forward pass uses it nowhere, in that of the
-    tensor defined before it. Run in a row, they compute the same bits as the network does in eval mode.
+    is in exactly one of them: in the one that uses it, or, where the forward pass uses it nowhere, with others of its
+    module. Run in a row, they compute the same bits as the network does in eval mode.
 
     Args:
         network: Takes one batch of images; it stays as it is.

@@ -156,6 +156,34 @@ class TestHub:
             ("upload", ("org/name", names, "first", assembly.recipe)),
         ]
 
+    def test_what_is_there_is_loaded(
+        self, repository: pa.Repository, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = pa.Assembly.compose(repository, [("resnet", 0, 1), ("mobile", 6, 10)], 5)
+        made.save(tmp_path / "hub")
+
+        def download(repo_id: str, *, allow_patterns: list[str]) -> str:
+            assert (repo_id, allow_patterns) == ("org/name", ["recipe.json", "model.safetensors"])
+            return str(tmp_path / "hub")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        assert torch.equal(pa.Assembly.load("hf-hub:org/name")(images), made(images))
+
+    def test_code_that_a_recipe_from_there_names_is_not_run(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+        with pytest.raises(pa.RecipeError, match=r"builds network 'last' from .*only architectures of timm and"):
+            pa.Assembly.load("hf-hub:org/name")
+
+    def test_a_hub_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def download(*_: object, **__: object) -> str:
+            raise ConnectionError("no route\nat all")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        with pytest.raises(pa.HubError, match=r"^Hub repository 'org/name' cannot be read: no route$"):
+            pa.Assembly.load("hf-hub:org/name")
+
     def test_the_signatures_are_the_librarys(self) -> None:
         import inspect
 
