@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyassemble.errors import (
     ArgumentTypeError,
     BuildCacheError,
+    CutError,
     DuplicateNameError,
     EmptyNetworkError,
     HubError,
@@ -22,6 +23,7 @@ from pyassemble.errors import (
     NumbaFallbackWarning,
     OutOfRangeError,
     PyAssembleError,
+    RecipeError,
     ShardError,
     StandardizationWarning,
     TensorError,
@@ -34,6 +36,7 @@ from pyassemble.errors import (
 )
 
 if TYPE_CHECKING:
+    from pyassemble.assemble import Assembly, Block, Repository
     from pyassemble.merge import GateGroup, SparsitySchedule, WideStudent, merge
     from pyassemble.transfer import Alignment, TransferReport, align, similarity, transfer
     from pyassemble.zoo import Zoo
@@ -43,7 +46,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Alignment",
     "ArgumentTypeError",
+    "Assembly",
+    "Block",
     "BuildCacheError",
+    "CutError",
     "DuplicateNameError",
     "EmptyNetworkError",
     "GateGroup",
@@ -57,6 +63,8 @@ __all__ = [
     "NumbaFallbackWarning",
     "OutOfRangeError",
     "PyAssembleError",
+    "RecipeError",
+    "Repository",
     "ShardError",
     "SparsitySchedule",
     "StandardizationWarning",
@@ -80,7 +88,10 @@ __all__ = [
 # Imported on first use: `import pyassemble.kernels` alone takes nothing of the rest.
 _HOMES = {
     "Alignment": "pyassemble.transfer",
+    "Assembly": "pyassemble.assemble",
+    "Block": "pyassemble.assemble",
     "GateGroup": "pyassemble.merge",
+    "Repository": "pyassemble.assemble",
     "SparsitySchedule": "pyassemble.merge",
     "TransferReport": "pyassemble.transfer",
     "WideStudent": "pyassemble.merge",

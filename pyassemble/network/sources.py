@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,8 +32,12 @@ FOLDER_WEIGHTS = "model.safetensors"
 
 ACCEPTED_FORMS = (
     "timm:NAME, torchvision:NAME, hf-hub:ORG/NAME, "
-    f"a folder with {FOLDER_CONFIG} and {FOLDER_WEIGHTS}, or path/to/file.py:factory"
+    f"a folder with {FOLDER_CONFIG} or {FOLDER_RECIPE} and {FOLDER_WEIGHTS}, or path/to/file.py:factory"
 )
+
+#: Where ``load_folder(path)`` is that reads the networks of each kind that a recipe may name. They are made by the
+#: package's capabilities, which lie above this folder: so they are named here, and imported when such a recipe is met.
+RECIPE_READERS = {"assembly": "pyassemble.assemble.folder"}
 
 _LISTING = {"timm": "timm.list_models()", "torchvision": "torchvision.models.list_models()"}
 
@@ -98,24 +103,27 @@ def load_network(
     weights: str | Path | None = None,
     pretrained: bool = False,
     meta: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Builds the network that a spec names.
 
     Args:
         spec: ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:ORG/NAME``, a folder in the Hub's layout (``config.json``
-            naming a timm architecture, ``model.safetensors``), or ``path/to/file.py:factory``; the file is executed and
-            ``factory()`` called.
+            naming a timm architecture, ``model.safetensors``), a folder that this package wrote (``recipe.json``), or
+            ``path/to/file.py:factory``; the file is executed and ``factory()`` called.
         weights: A weights file, loaded strictly into the network, in place of any weights it would come with.
         pretrained: With the weights published for it, downloaded if need be. A folder always comes with its own
             weights, a factory's network with whatever the factory gave it.
         meta: On the meta device: shapes only. A network whose construction needs real numbers is built on the default
-            device instead, with random weights.
+            device instead, with random weights; one with a recipe as it was saved.
+        options: Arguments for the library's builder beside the name, such as ``in_chans`` for timm.
 
     Returns:
         The network, in training mode as its library builds it.
 
     Raises:
         NetworkSpecError: The spec is not understood, unknown to its library, or its network cannot be built.
+        RecipeError: A folder's recipe is damaged, or a network that it needs is missing or has changed.
         WeightsFileError: The weights file cannot be read or does not fit the network.
     """
     spec = NetworkSpec.parse(spec) if isinstance(spec, str) else spec
@@ -128,9 +136,16 @@ def load_network(
             f"{spec.text!r} holds tensors but not the network they belong to, so it can only be a source; "
             f"accepted here: {ACCEPTED_FORMS}"
         )
+    if options and spec.kind in (SpecKind.FOLDER, SpecKind.FACTORY):
+        raise NetworkSpecError(f"network {spec.text!r} is built without options; given were {', '.join(options)}")
+    if spec.kind is SpecKind.FOLDER and not (_path_of(spec) / FOLDER_CONFIG).is_file():
+        network = _from_recipe(spec)
+        if weights is not None:
+            load_weights(network, weights)
+        return network
     if meta:
-        return _build_on_meta(spec)
-    network = _build(spec, pretrained=pretrained)
+        return _build_on_meta(spec, options or {})
+    network = _build(spec, pretrained, options or {})
     if weights is not None:
         load_weights(network, weights)
     elif spec.kind is SpecKind.FOLDER:
@@ -138,25 +153,32 @@ def load_network(
     return network
 
 
-def _build_on_meta(spec: NetworkSpec) -> nn.Module:
+def stated_license(network: nn.Module) -> str | None:
+    """The license that a network of timm or the Hub carries in its configuration."""
+    config = getattr(network, "pretrained_cfg", None)
+    name = config.get("license") if isinstance(config, Mapping) else None
+    return name if isinstance(name, str) and name else None
+
+
+def _build_on_meta(spec: NetworkSpec, options: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
-            return _build(spec, pretrained=False)
+            return _build(spec, False, options)
     except NetworkSpecError as error:
         # What torch cannot do without numbers (`.item()`, data-dependent sizes) it reports as a RuntimeError.
         if not isinstance(error.__cause__, RuntimeError):
             raise
-    return _build(spec, pretrained=False)
+    return _build(spec, False, options)
 
 
-def _build(spec: NetworkSpec, *, pretrained: bool) -> nn.Module:
+def _build(spec: NetworkSpec, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
     match spec.kind:
         case SpecKind.TIMM:
-            return _from_timm(spec, pretrained)
+            return _from_timm(spec, pretrained, options)
         case SpecKind.TORCHVISION:
-            return _from_torchvision(spec, pretrained)
+            return _from_torchvision(spec, pretrained, options)
         case SpecKind.HUB:
-            return _call(spec, "timm", _timm_builder(f"hf-hub:{spec.name}", pretrained))
+            return _call(spec, "timm", _timm_builder(f"hf-hub:{spec.name}", pretrained, options))
         case SpecKind.FOLDER:
             return _from_folder(spec)
         case SpecKind.FACTORY:
@@ -165,27 +187,27 @@ def _build(spec: NetworkSpec, *, pretrained: bool) -> nn.Module:
             raise AssertionError("a weights file is no network")
 
 
-def _from_timm(spec: NetworkSpec, pretrained: bool) -> nn.Module:
+def _from_timm(spec: NetworkSpec, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
     import timm
 
     if not timm.is_model(spec.name):
         raise _unknown(spec, "timm", timm.list_models())
-    return _call(spec, "timm", _timm_builder(spec.name, pretrained))
+    return _call(spec, "timm", _timm_builder(spec.name, pretrained, options))
 
 
-def _timm_builder(name: str, pretrained: bool) -> Callable[[], object]:
+def _timm_builder(name: str, pretrained: bool, options: Mapping[str, Any]) -> Callable[[], object]:
     import timm
 
-    return lambda: timm.create_model(name, pretrained=pretrained)
+    return lambda: timm.create_model(name, pretrained=pretrained, **options)
 
 
-def _from_torchvision(spec: NetworkSpec, pretrained: bool) -> nn.Module:
+def _from_torchvision(spec: NetworkSpec, pretrained: bool, given: Mapping[str, Any]) -> nn.Module:
     from torchvision.models import get_model, get_model_builder, list_models
 
     known = list_models()
     if spec.name not in known:
         raise _unknown(spec, "torchvision", known)
-    options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
+    options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None, **given}
     if not pretrained and "weights_backbone" in inspect.signature(get_model_builder(spec.name)).parameters:
         # Detection and segmentation networks download their backbone's weights unless told not to.
         options["weights_backbone"] = None
@@ -200,20 +222,36 @@ def _from_folder(spec: NetworkSpec) -> nn.Module:
 
     folder = _path_of(spec)
     config = folder / FOLDER_CONFIG
-    if not config.is_file():
-        if (folder / FOLDER_RECIPE).is_file():
-            raise NetworkSpecError(f"folder {spec.text!r} holds a {FOLDER_RECIPE}, which this version does not read")
-        raise NetworkSpecError(f"folder {spec.text!r} holds neither {FOLDER_CONFIG} nor {FOLDER_RECIPE}")
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NetworkSpecError(f"{config} is not readable as JSON: {_one_line(error)}") from error
+    content = _read_json(config)
     architecture = content.get("architecture") if isinstance(content, dict) else None
     if not isinstance(architecture, str):
         raise NetworkSpecError(f'{config} has no entry "architecture" with the name of a timm network')
     if not timm.is_model(architecture):
         raise _unknown(spec, "timm", timm.list_models(), name=architecture)
-    return _call(spec, "timm", _timm_builder(f"local-dir:{folder}", False))
+    return _call(spec, "timm", _timm_builder(f"local-dir:{folder}", False, {}))
+
+
+def _from_recipe(spec: NetworkSpec) -> nn.Module:
+    """A network that this package made, as it was saved, in training mode."""
+    folder = _path_of(spec)
+    file = folder / FOLDER_RECIPE
+    if not file.is_file():
+        raise NetworkSpecError(f"folder {spec.text!r} holds neither {FOLDER_CONFIG} nor {FOLDER_RECIPE}")
+    content = _read_json(file)
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind not in RECIPE_READERS:
+        raise NetworkSpecError(f"{file} is of kind {kind!r}; known are {', '.join(RECIPE_READERS)}")
+    network = importlib.import_module(RECIPE_READERS[kind]).load_folder(folder)
+    assert isinstance(network, nn.Module)
+    return network.train()
+
+
+def _read_json(file: Path) -> object:
+    try:
+        content: object = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NetworkSpecError(f"{file} is not readable as JSON: {_one_line(error)}") from error
+    return content
 
 
 def _from_factory(spec: NetworkSpec) -> nn.Module:
