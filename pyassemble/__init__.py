@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pyassemble.errors import (
     ArgumentTypeError,
     BuildCacheError,
+    CheckpointError,
+    DataSpecError,
     DuplicateNameError,
     EmptyNetworkError,
     HubError,
@@ -40,6 +42,8 @@ __all__ = [
     "Alignment",
     "ArgumentTypeError",
     "BuildCacheError",
+    "CheckpointError",
+    "DataSpecError",
     "DuplicateNameError",
     "EmptyNetworkError",
     "HubError",

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, TensorError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 MAX_CUTS = 6
 
@@ -95,24 +95,21 @@ class Embedding(nn.Module):
     """A frozen network's features of a batch, averaged over space: what the partition network sees of the images.
 
     Args:
-        network: Any module with a method ``features`` (B, ...) -> (B, ...); without one, its output is taken. It is
-            neither trained nor put into another mode, nor part of this module's state.
+        features: (B, ...) images -> (B, ...), for instance a cut network's ``features``. If it is a module, it is no
+            part of this one: a checkpoint need not hold it.
         channel_dim: Dimension of the features that is kept beside the batch: 1 of a map (B, C, H, W), -1 of tokens
             (B, N, C).
     """
 
-    def __init__(self, network: nn.Module, *, channel_dim: int = 1) -> None:
+    def __init__(self, features: Callable[[Tensor], Tensor], *, channel_dim: int = 1) -> None:
         super().__init__()
-        # In a tuple, so that its parameters are not this module's: a checkpoint need not hold them.
-        self._network = (network,)
+        self._features = (features,)  # a module in a tuple is not registered
         self._channel_dim = channel_dim
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(B, ...) images -> (B, channels)."""
-        network = self._network[0]
-        features = getattr(network, "features", None)
-        output: Tensor = features(images) if callable(features) else network(images)
+        output = self._features[0](images)
         return output.movedim(self._channel_dim, 1).flatten(2).mean(2) if output.ndim > 2 else output
 
 
