@@ -23,6 +23,10 @@ class UnsupportedNetworkError(PyAssembleError, TypeError):
     """A source or target that is not a network the package can read (wrong type, lazy, quantized, sharded)."""
 
 
+class CutError(PyAssembleError, ValueError):
+    """A network that cannot be cut into segments, or not into as many, or segments that it does not have."""
+
+
 class EmptyNetworkError(PyAssembleError, ValueError):
     """A network without any layer that could be scored."""
 
