@@ -203,7 +203,7 @@ def composed(search: Search, candidate: Candidate) -> Assembly:
         module.load_state_dict(
             {k.removeprefix(prefix): v for k, v in candidate.weights.items() if k.startswith(prefix)}
         )
-        module.fold(factor)
+        module.scale_(factor)
     return assembly.eval()
 
 

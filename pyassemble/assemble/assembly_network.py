@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pyassemble.assemble.assembly import Block, make_head
+from pyassemble.assemble.head import Head
 from pyassemble.assemble.partition import Partition, blocks_of
 from pyassemble.assemble.prefixes import Step
+from pyassemble.assemble.repository import Block
 from pyassemble.assemble.routers import Router
-from pyassemble.assemble.stitches import stitch
+from pyassemble.assemble.stitches import Continuation, stitch
 from pyassemble.errors import UnknownOptionError
 from pyassemble.training.seeding import derived_generator
 
@@ -61,18 +62,27 @@ class AssemblyNetwork(nn.Module):
         seed: Of routers, stitches and heads: each is initialized from a seed of its own, whenever it is first met.
         routing: In training, "argmax" runs the likeliest block (the noise on the router's input is all that varies it),
             "sample" draws one with the router's probabilities. In eval mode it is always the likeliest.
+        start: Changes a stitch that was just made, for instance to a least-squares start; as drawn without.
 
     Raises:
         UnknownOptionError: Another routing.
     """
 
     def __init__(
-        self, repository: Repository, num_classes: int, *, blocks: int, seed: int = 0, routing: str = "argmax"
+        self,
+        repository: Repository,
+        num_classes: int,
+        *,
+        blocks: int,
+        seed: int = 0,
+        routing: str = "argmax",
+        start: Callable[[Joint, nn.Module], None] | None = None,
     ) -> None:
         super().__init__()
         if routing not in ROUTING:
             raise UnknownOptionError("routing", routing, ROUTING)
         self._repository = repository
+        self._start = start
         self.names = list(repository.names)
         self.num_classes, self.blocks, self.seed, self.routing = num_classes, blocks, seed, routing
         with torch.random.fork_rng(devices=[]):
@@ -100,12 +110,20 @@ class AssemblyNetwork(nn.Module):
         """The learned stitch of a place; made when it is first asked for, then kept."""
         key = _text(joint)
         if key not in self._stitches:
-            self._stitches[key] = self.initial_stitch(joint)
+            self.add_stitch(joint)
+            if self._start is not None:
+                self._start(joint, self._stitches[key])
         return self._stitches[key]
 
+    def add_stitch(self, joint: Joint) -> None:
+        """Makes the stitch of a place as it is drawn, for weights that are loaded into it."""
+        self._stitches[_text(joint)] = self.initial_stitch(joint)
+
     def initial_stitch(self, joint: Joint) -> nn.Module:
-        """A new stitch for a place, the same bits whenever it is made."""
+        """A new stitch for a place, the same bits whenever it is made; where a network just goes on, there is none."""
         source, last, target, first = joint
+        if source == target and first == last + 1:
+            return Continuation().to(self._repository.device)
         network = self._network(self.names[target])
         generator = derived_generator(self.seed, "stitch", *joint)
         made = stitch(self._network(self.names[source]).shapes[last], network.shape_before(first), generator=generator)
@@ -116,7 +134,7 @@ class AssemblyNetwork(nn.Module):
         key = str(self.names.index(name))
         if key not in self._heads:
             generator = derived_generator(self.seed, "head", int(key))
-            head = make_head(self._network(name).shapes[-1], self.num_classes, generator=generator)
+            head = Head(self._network(name).shapes[-1], self.num_classes, generator=generator)
             self._heads[key] = head.to(self._repository.device)
         return self._heads[key]
 

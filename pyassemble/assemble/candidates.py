@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pyassemble.assemble.assembly import Block
+from pyassemble.assemble.repository import Block
 
 if TYPE_CHECKING:
     from torch import Tensor

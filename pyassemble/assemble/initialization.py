@@ -99,7 +99,7 @@ class _NormalEquations:
         self._stitch, self._inputs = stitch, inputs
         self._buffers = dict(stitch.named_buffers())
         self._zero = zero
-        self._constants = [functional_call(stitch, {**zero, **self._buffers}, (x,)) for x in inputs]
+        self._constants: list[Tensor] = [functional_call(stitch, {**zero, **self._buffers}, (x,)) for x in inputs]
 
     def constant(self, i: int) -> Tensor:
         return self._constants[i]

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyassemble.assemble.assembly_network import AssemblyNetwork, Routed
+from pyassemble.assemble.assembly_network import AssemblyNetwork, Joint, Routed
 from pyassemble.assemble.candidates import SELECTIONS, Candidate
+from pyassemble.assemble.initialization import fit_stitch
 from pyassemble.assemble.partition import Embedding, Partition, PartitionNetwork
 from pyassemble.assemble.ppo import PPO
 from pyassemble.assemble.prefixes import Executions, refuse_non_finite
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from pyassemble.assemble.assembly import Block
-    from pyassemble.assemble.repository import Repository
+    from pyassemble.assemble.repository import Block, Repository
     from pyassemble.assemble.settings import SearchSettings
     from pyassemble.training.data import Data
+
+START_ITERATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,14 @@ class Search:
         self.best: dict[str, Candidate] = {}
         self.executions = Executions()
         self.policy, self._embedding = _policy(repository, blocks)
-        self.network = AssemblyNetwork(repository, num_classes, blocks=blocks, seed=seed, routing=settings.routing)
+        self.network = AssemblyNetwork(
+            repository,
+            num_classes,
+            blocks=blocks,
+            seed=seed,
+            routing=settings.routing,
+            start=self._fit if settings.start == "least_squares" else None,
+        )
         self._ppo = PPO(
             self.policy.parameters(),
             learning_rate=settings.policy_rate,
@@ -396,6 +405,23 @@ class Search:
                 if math.isfinite(value) and (held is None or value > held.value(select)):
                     self.best[select] = candidate
 
+    def _fit(self, joint: Joint, stitch: nn.Module) -> None:
+        """A least-squares start: from what the one network has behind its segment to what the other has before its."""
+        if not any(True for _ in stitch.parameters()):
+            return
+        source, last, target, first = joint
+        names = self.repository.names
+        images = self.train.first(self.settings.start_images)
+        batches = [batch for batch, _ in images.batches(self.num_classes, self.repository.device)]
+        with torch.no_grad():
+            fit_stitch(
+                stitch,
+                nn.Sequential(*self.repository[names[source]].segments[: last + 1]),
+                nn.Sequential(*self.repository[names[target]].segments[:first]),
+                batches,
+                iterations=START_ITERATIONS,
+            )
+
     # -- Data ---------------------------------------------------------------------------------------------------------
 
     def _forever(self, data: Data, purpose: str, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -469,7 +495,7 @@ class Search:
         try:
             for joint in document["stitches"]:
                 source, last, target, first = joint
-                self.network.stitch((source, last, target, first))
+                self.network.add_stitch((source, last, target, first))
             for name in document["heads"]:
                 self.network.head(name)
             self.network.load_state_dict(_part(tensors, "network/"))

@@ -9,6 +9,7 @@ from pyassemble.assemble.ppo import FORMS
 from pyassemble.errors import OutOfRangeError, UnknownOptionError
 
 REWARDS = ("score", "validation")
+STARTS = ("random", "least_squares")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class SearchSettings:
         routing: How a block is chosen in training, "argmax" or "sample".
         reward: What the policy is rewarded for: the training-free "score", as published, or accuracy on the validation
             half ("validation"), which costs a pass over ``selection_images`` for each candidate.
+        start: Of stitches: "random", as published, or the "least_squares" map from the one network's own features to
+            the other's, on images of the training half. The score takes random ones in any case.
+        start_images: How many images that takes.
         mixup: alpha of Mixup; 0 for none.
         cutmix: alpha of CutMix; 0 for none.
         smoothing: Of the labels.
@@ -52,16 +56,18 @@ class SearchSettings:
     form: str = "min"
     routing: str = "argmax"
     reward: str = "score"
+    start: str = "random"
+    start_images: int = 256
     mixup: float = 0.8
     cutmix: float = 1.0
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        for option, known in (("form", FORMS), ("routing", ROUTING), ("reward", REWARDS)):
+        for option, known in (("form", FORMS), ("routing", ROUTING), ("reward", REWARDS), ("start", STARTS)):
             if getattr(self, option) not in known:
                 raise UnknownOptionError(option, getattr(self, option), known)
         counts = ("batch_size", "rounds", "candidates", "score_images", "score_batch", "selection_images")
-        for name in (*counts, "inner_steps"):
+        for name in (*counts, "inner_steps", "start_images"):
             if getattr(self, name) < 1:
                 raise OutOfRangeError(f"{name} {getattr(self, name)}; accepted: at least 1")
         for name in ("alpha", "weights_rate", "router_rate", "policy_rate"):
