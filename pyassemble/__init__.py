@@ -24,6 +24,7 @@ from pyassemble.errors import (
     NumbaFallbackWarning,
     OutOfRangeError,
     PyAssembleError,
+    RecipeError,
     ShardError,
     StandardizationWarning,
     TensorError,
@@ -34,6 +35,7 @@ from pyassemble.errors import (
 )
 
 if TYPE_CHECKING:
+    from pyassemble.assemble import Assembly, Block, Repository
     from pyassemble.transfer import Alignment, TransferReport, align, similarity, transfer
     from pyassemble.zoo import Zoo
 
@@ -42,6 +44,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Alignment",
     "ArgumentTypeError",
+    "Assembly",
+    "Block",
     "BuildCacheError",
     "CheckpointError",
     "CutError",
@@ -57,6 +61,8 @@ __all__ = [
     "NumbaFallbackWarning",
     "OutOfRangeError",
     "PyAssembleError",
+    "RecipeError",
+    "Repository",
     "ShardError",
     "StandardizationWarning",
     "TensorError",
@@ -75,6 +81,9 @@ __all__ = [
 # Imported on first use: `import pyassemble.kernels` alone takes nothing of the rest.
 _HOMES = {
     "Alignment": "pyassemble.transfer",
+    "Assembly": "pyassemble.assemble",
+    "Block": "pyassemble.assemble",
+    "Repository": "pyassemble.assemble",
     "TransferReport": "pyassemble.transfer",
     "Zoo": "pyassemble.zoo",
     "align": "pyassemble.transfer",

@@ -55,6 +55,10 @@ class NetworkSpecError(PyAssembleError, ValueError):
     """A network named in a way that is not understood, or that its library does not know."""
 
 
+class RecipeError(PyAssembleError, ValueError):
+    """A recipe that is damaged, or whose sources are missing, have changed, or cannot be rebuilt."""
+
+
 class DuplicateNameError(PyAssembleError, ValueError):
     """Networks of one zoo that go by the same name."""
 
