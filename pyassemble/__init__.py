@@ -35,7 +35,9 @@ from pyassemble.errors import (
 )
 
 if TYPE_CHECKING:
-    from pyassemble.assemble import Assembly, Block, Repository
+    from pyassemble.assemble import Assembly, Block, Repository, SearchSettings
+    from pyassemble.assemble.assemble import assemble
+    from pyassemble.assemble.score import score, score_batch, score_table
     from pyassemble.transfer import Alignment, TransferReport, align, similarity, transfer
     from pyassemble.zoo import Zoo
 
@@ -63,6 +65,7 @@ __all__ = [
     "PyAssembleError",
     "RecipeError",
     "Repository",
+    "SearchSettings",
     "ShardError",
     "StandardizationWarning",
     "TensorError",
@@ -74,6 +77,10 @@ __all__ = [
     "Zoo",
     "__version__",
     "align",
+    "assemble",
+    "score",
+    "score_batch",
+    "score_table",
     "similarity",
     "transfer",
 ]
@@ -84,9 +91,14 @@ _HOMES = {
     "Assembly": "pyassemble.assemble",
     "Block": "pyassemble.assemble",
     "Repository": "pyassemble.assemble",
+    "SearchSettings": "pyassemble.assemble",
     "TransferReport": "pyassemble.transfer",
     "Zoo": "pyassemble.zoo",
     "align": "pyassemble.transfer",
+    "assemble": "pyassemble.assemble",
+    "score": "pyassemble.assemble",
+    "score_batch": "pyassemble.assemble",
+    "score_table": "pyassemble.assemble",
     "similarity": "pyassemble.transfer",
     "transfer": "pyassemble.transfer",
 }

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pyassemble.assemble.assembly import Assembly
 from pyassemble.assemble.candidates import SELECTIONS, Candidate
-from pyassemble.assemble.checkpoint import Checkpoint, fingerprint
+from pyassemble.assemble.checkpoint import Checkpoint
+from pyassemble.assemble.head import Head
 from pyassemble.assemble.search import EpochRecord, Search, described
 from pyassemble.assemble.settings import SearchSettings
+from pyassemble.assemble.stitches import Continuation, Stitch
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, PyAssembleError, UnknownOptionError
 from pyassemble.training.accelerated import make_accelerator
 from pyassemble.training.data import Data, LabelledImages
@@ -101,7 +103,7 @@ def assemble(
             "train images": len(train_half),
             "validation images": len(validation_half),
             "settings": asdict(settings),
-            "networks": fingerprint(repository),
+            "networks": _fingerprint(repository),
         }
         kept = Checkpoint(Path(checkpoint), identity)
         found = kept.load()
@@ -194,17 +196,25 @@ def composed(search: Search, candidate: Candidate) -> Assembly:
     Returns:
         The assembly, in eval mode.
     """
-    blocks = [(block.network, block.first, block.last) for block in candidate.path]
-    assembly = Assembly.compose(search.repository, blocks, search.num_classes, seed=search.seed)
-    modules = [*assembly.stitches, assembly.head]
+    assembly = Assembly.compose(search.repository, candidate.path, search.num_classes, seed=search.seed)
+    # Before the first block, which takes images, there is nothing to learn.
+    modules = [*assembly.stitches[1:], assembly.head]
     names = [*(str(i) for i in range(len(modules) - 1)), "head"]
     for name, module, factor in zip(names, modules, candidate.factors, strict=True):
         prefix = f"{name}."
-        module.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in candidate.weights.items() if k.startswith(prefix)}
-        )
+        weights = {k.removeprefix(prefix): v for k, v in candidate.weights.items() if k.startswith(prefix)}
+        module.load_state_dict(weights)
+        assert isinstance(module, (Stitch, Continuation, Head))
         module.scale_(factor)
-    return assembly.eval()
+    return assembly
+
+
+def _fingerprint(repository: Repository) -> dict[str, str]:
+    """What tells that a network has changed: one digest for each of its segments, shortened."""
+    return {
+        name: " ".join(digest[:12] for digest in repository.segment_hashes(name, 0, len(repository[name]) - 1))
+        for name in repository.names
+    }
 
 
 def _agreement(history: list[EpochRecord]) -> float | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-    from pyassemble.assemble.repository import Repository
 
 FORMAT = "pyassemble.search"
 VERSION = 1
@@ -108,27 +104,6 @@ class Checkpoint:
                     f"{self.folder} holds a search with {name} {before}, now {now}; accepted: the same search, or "
                     "another folder"
                 )
-
-
-def fingerprint(repository: Repository) -> dict[str, str]:
-    """A digest of each network's segments: their number, shapes and numbers.
-
-    Args:
-        repository: The networks.
-
-    Returns:
-        By name.
-    """
-    found = {}
-    for name in repository.names:
-        digest = hashlib.sha256()
-        for i, segment in enumerate(repository[name].segments):
-            for key, tensor in segment.state_dict().items():
-                digest.update(f"{i} {key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-                content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                digest.update(memoryview(content.numpy()))
-        found[name] = digest.hexdigest()[:16]
-    return found
 
 
 def _first_difference(name: str, before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any]:

@@ -18,10 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyassemble.assemble.stitches import Stitch
 from pyassemble.errors import OutOfRangeError, TensorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from pyassemble.assemble.assembly import Assembly
+    from pyassemble.assemble.repository import Repository
 
 ITERATIONS = 60
 RIDGE = 1e-4
@@ -186,3 +190,46 @@ def _check(stitch: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> None:
             )
         if not (x.isfinite().all() and y.isfinite().all()):
             raise TensorError(f"features {tuple(x.shape)} and {tuple(y.shape)} hold NaN or infinity; accepted: numbers")
+
+
+def initialize_stitches(
+    assembly: Assembly,
+    repository: Repository,
+    images: Tensor,
+    *,
+    ridge: float = RIDGE,
+    iterations: int = ITERATIONS,
+    batch_size: int = 64,
+) -> list[Fit]:
+    """Gives an assembly's stitches a least-squares start, first to last, from unlabelled images.
+
+    Each stitch learns to make, of what the assembly gives it, what the next block would find in its own network. A
+    stitch is fitted behind those before it as they then are, so it also makes up for what they leave over.
+
+    Args:
+        assembly: Changed in place; its blocks and head stay as they are.
+        repository: The networks that it was made of.
+        images: (N, C, H, W), a few hundred; on any device.
+        ridge: As in :func:`fit_stitch`.
+        iterations: As in :func:`fit_stitch`.
+        batch_size: Images at a time.
+
+    Returns:
+        One entry for each stitch, in order; a block that continues its network needs none.
+
+    Raises:
+        UnknownOptionError: The repository lacks one of the assembly's networks.
+        TensorError: No images, or features that are not finite.
+        OutOfRangeError: A number outside its range.
+    """
+    batches = [batch.to(repository.device) for batch in torch.split(images, batch_size)] if len(images) else []
+    fits = []
+    for number, row in enumerate(assembly.recipe.blocks):
+        stitch = assembly.stitches[number]
+        if not isinstance(stitch, Stitch):
+            continue
+        before = list(zip(assembly.stitches[:number], assembly.blocks[:number], strict=True))
+        target = nn.Sequential(*repository[row.network].segments[: row.first])
+        source = nn.Sequential(*(module for pair in before for module in pair))
+        fits.append(fit_stitch(stitch, source, target, batches, ridge=ridge, iterations=iterations))
+    return fits

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pyassemble.assemble.assembly import Assembly
 from pyassemble.assemble.prefixes import Executions, Step, refuse_non_finite, run_chains
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, TensorError
 from pyassemble.kernels import frobenius_score, perturb
@@ -178,8 +179,25 @@ def chain_of(network: nn.Module, name: str) -> list[Step]:
     Returns:
         The steps; a module that occurs in several networks gives steps of one key.
     """
+    if isinstance(network, Assembly):
+        return _steps_of(network, name)
     features = getattr(network, "features", None)
     return [Step(id(network), features if callable(features) else network, name)]
+
+
+def _steps_of(assembly: Assembly, name: str) -> list[Step]:
+    steps: list[Step] = []
+    for number, row in enumerate(assembly.recipe.blocks):
+        stitch, block = assembly.stitches[number], assembly.blocks[number]
+        if not isinstance(stitch, nn.Identity):
+            steps.append(Step(id(stitch), stitch, f"{name}, the stitch before block {number}", counts=False))
+        assert isinstance(block, nn.Sequential)
+        for index, segment in enumerate(block, start=row.first):
+            # Each assembly has modules of its own, but segments of one repository share their tensors' memory.
+            memory = tuple(tensor.data_ptr() for tensor in (*segment.parameters(), *segment.buffers()))
+            words = f"{name}, segment {index} of source {row.network!r}"
+            steps.append(Step((row.network, index, memory), segment, words))
+    return steps
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from timm.data.mixup import Mixup
 from torch.nn import functional as F
 
 from pyassemble.training.seeding import derived_seed, numpy_seed
@@ -33,6 +32,8 @@ class Mixing:
         self._seed, self._batches = seed, 0
         self._mix = None
         if mixup > 0 or cutmix > 0:
+            from timm.data.mixup import Mixup
+
             self._mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=num_classes)  # type: ignore[no-untyped-call]
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
