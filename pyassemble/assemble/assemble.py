@@ -112,8 +112,7 @@ def assemble(
     steps = search.steps()
     with progress_bar(epochs * steps, progress, done=search.epoch * steps) as advance:
         while search.epoch < epochs:
-            epoch = search.epoch + 1
-            record = search.run_epoch(lambda words, epoch=epoch: advance(f"epoch {epoch} of {epochs}, {words}"))
+            record = search.run_epoch(lambda words: advance(f"epoch {search.epoch + 1} of {epochs}, {words}"))
             if kept is not None and accelerator.is_main_process:
                 kept.save(search.epoch, search.document(), search.tensors())
             accelerator.wait_for_everyone()
