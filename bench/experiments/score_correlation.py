@@ -6,7 +6,7 @@ trained for a few epochs and tested. Every finished network is kept in OUT/netwo
 it stopped.
 
     python bench/experiments/score_correlation.py                  one CPU core, about half an hour
-    python bench/experiments/score_correlation.py --device cuda --cells 200 --images 50000 --epochs 12 --channels 16 --out DIR
+    python bench/experiments/score_correlation.py --device cuda --cells 200 --images 50000 --epochs 12 --out OTHER
     python bench/experiments/score_correlation.py --report-only    table and plot again from networks.csv
 """
 
