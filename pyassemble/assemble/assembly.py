@@ -264,9 +264,9 @@ class Assembly(nn.Module):
             RecipeError: A network cannot be rebuilt without its weights, so that the assembly could not be loaded.
             WeightsFileError: The folder holds something else, or cannot be written.
         """
-        from pyassemble.assemble.folder import save_assembly
+        from pyassemble.assemble.folder import save_folder
 
-        save_assembly(self, Path(folder))
+        save_folder(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Assembly:
@@ -282,9 +282,9 @@ class Assembly(nn.Module):
             RecipeError: The recipe is damaged, or an architecture is missing or has changed.
             WeightsFileError: The weights are missing, damaged, or of another assembly.
         """
-        from pyassemble.assemble.folder import load_assembly
+        from pyassemble.assemble.folder import load_folder
 
-        return load_assembly(Path(folder))
+        return load_folder(Path(folder))
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, token: str | None = None, message: str = "Upload assembly"
@@ -304,9 +304,9 @@ class Assembly(nn.Module):
             HubError: The Hub cannot be reached, or refuses.
             RecipeError: As :meth:`save`.
         """
-        from pyassemble.assemble.folder import push_assembly
+        from pyassemble.assemble.folder import push_folder
 
-        return push_assembly(self, repository, private=private, token=token, message=message)
+        return push_folder(self, repository, private=private, token=token, message=message)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._own_blocks()  # what is loaded is copied into memory that the repository's networks would share

@@ -31,7 +31,7 @@ _VERSION = 1
 _CARD = "README.md"
 
 
-def save_assembly(assembly: Assembly, folder: Path) -> None:
+def save_folder(assembly: Assembly, folder: Path) -> None:
     """Writes an assembly; see :meth:`Assembly.save`."""
     lost = next((source.network for source in assembly.recipe.sources if source.spec is None), None)
     if lost is not None:
@@ -51,7 +51,7 @@ def save_assembly(assembly: Assembly, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_assembly(folder: Path) -> Assembly:
+def load_folder(folder: Path) -> Assembly:
     """Reads an assembly; see :meth:`Assembly.load`."""
     content = _read(folder)
     recipe = Recipe.from_dict(content["recipe"])
@@ -74,7 +74,7 @@ def load_assembly(folder: Path) -> Assembly:
     return assembly.train_blocks(content["blocks_trained"]).eval()
 
 
-def push_assembly(assembly: Assembly, repository: str, *, private: bool, token: str | None, message: str) -> str:
+def push_folder(assembly: Assembly, repository: str, *, private: bool, token: str | None, message: str) -> str:
     """Uploads an assembly; see :meth:`Assembly.push_to_hub`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -82,7 +82,7 @@ def push_assembly(assembly: Assembly, repository: str, *, private: bool, token: 
     api = HfApi(token=token, library_name="pyassemble")
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "assembly")
-        save_assembly(assembly, folder)
+        save_folder(assembly, folder)
         try:
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)

@@ -116,9 +116,9 @@ class Repository:
                 raise
 
     def _cut(self, network: nn.Module) -> CutNetwork:
-        _check_finite(network)
         first = next(chain(network.parameters(), network.buffers()), self.example_input)
         cut_network = cut(network, self.example_input.to(first.device))
+        _check_finite(network)
         for module in (*cut_network.segments, cut_network.head):
             module.to(self.device)
         return cut_network

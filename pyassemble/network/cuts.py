@@ -23,6 +23,8 @@ from pyassemble.network.slices import is_restorable, sliced
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pyassemble.network.layers import LayerSequence
+
 
 @dataclass(frozen=True)
 class CutNetwork:
@@ -70,8 +72,10 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
     Raises:
         ArgumentTypeError: The example input is no batch.
         CutError: The network has no features before its head, or no block.
-        UnsupportedNetworkError: The network cannot be traced, or not run on images of that shape.
+        UnsupportedNetworkError: The network cannot be read (lazy, quantized, sharded) or traced, or not run on images of
+            that shape.
     """
+    sequence = standardize_blocks(network)  # refuses networks whose tensors cannot be read, by name
     graph = traced(network, example_input)
     kind = type(network).__name__
     if example_input.dim() != 4:
@@ -81,7 +85,7 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
     last = _last_features(graph, crossings)
     if last is None:
         raise CutError(f"{kind} has no features (B, C, H, W) or (B, N, C) that all of its head is computed from")
-    points = _cut_points(_blocks(graph), crossings, last)
+    points = _cut_points(_blocks(graph, sequence), crossings, last)
     if not points:
         raise CutError(f"{kind} has no block before its head; blocks hold two or more convolution or linear layers")
 
@@ -205,7 +209,7 @@ def _drops_tokens(node: fx.Node, shapes: Mapping[fx.Node, FeatureShape]) -> bool
     return before is not None and before.kind == after.kind == "tokens" and after.size[0] < before.size[0]
 
 
-def _blocks(graph: TracedNetwork) -> list[_Block]:
+def _blocks(graph: TracedNetwork, sequence: LayerSequence) -> list[_Block]:
     """The network's blocks that the forward pass goes through, in order of execution."""
     nodes = list(graph.module.graph.nodes)
     position = {node: i for i, node in enumerate(nodes)}
@@ -213,7 +217,6 @@ def _blocks(graph: TracedNetwork) -> list[_Block]:
     for i, node in enumerate(nodes):
         for path, _ in node.meta.get("nn_module_stack", {}).values():
             steps.setdefault(path, []).append(i)
-    sequence = standardize_blocks(graph.root)
     found: dict[str, _Block] = {}
     for element in sequence.elements:
         name = _common_parent(sequence.names[element.start : element.stop])

@@ -20,7 +20,7 @@ from pyassemble.network.standardize import standardize
 from pyassemble.zoo.entry import Entry
 from pyassemble.zoo.folder import folder_jobs
 from pyassemble.zoo.hub import hub_jobs
-from pyassemble.zoo.initialization import SkipInitialization
+from pyassemble.network.initialization import SkipInitialization
 from pyassemble.zoo.origins import factory_jobs, timm_jobs, torchvision_jobs
 
 if TYPE_CHECKING:
