@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -130,7 +131,7 @@ class TestAssemblies:
             seen.append(found[1])
             return found
 
-        monkeypatch.setattr("pyassemble.assemble.score.run_chains", counted)
+        monkeypatch.setattr(importlib.import_module("pyassemble.assemble.score"), "run_chains", counted)
         assert score_batch(assemblies, images).tolist() == alone
         # wide 0, 1, 2 once for three of them; nothing else is common.
         assert seen == [Executions(requested=5 + 6 + 3 + 4, executed=(3 + 2 + 3 + 1) + 4)]
