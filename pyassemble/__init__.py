@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pyassemble.errors import (
     ArgumentTypeError,
     BuildCacheError,
+    CheckpointError,
     CutError,
+    DataSpecError,
     DuplicateNameError,
     EmptyNetworkError,
     HubError,
@@ -36,7 +38,9 @@ from pyassemble.errors import (
 )
 
 if TYPE_CHECKING:
-    from pyassemble.assemble import Assembly, Block, Repository
+    from pyassemble.assemble import Assembly, Block, Repository, SearchSettings
+    from pyassemble.assemble.assemble import assemble
+    from pyassemble.assemble.score import score, score_batch, score_table
     from pyassemble.merge import GateGroup, SparsitySchedule, WideStudent, merge
     from pyassemble.transfer import Alignment, TransferReport, align, similarity, transfer
     from pyassemble.zoo import Zoo
@@ -49,7 +53,9 @@ __all__ = [
     "Assembly",
     "Block",
     "BuildCacheError",
+    "CheckpointError",
     "CutError",
+    "DataSpecError",
     "DuplicateNameError",
     "EmptyNetworkError",
     "GateGroup",
@@ -65,6 +71,7 @@ __all__ = [
     "PyAssembleError",
     "RecipeError",
     "Repository",
+    "SearchSettings",
     "ShardError",
     "SparsitySchedule",
     "StandardizationWarning",
@@ -80,7 +87,11 @@ __all__ = [
     "Zoo",
     "__version__",
     "align",
+    "assemble",
     "merge",
+    "score",
+    "score_batch",
+    "score_table",
     "similarity",
     "transfer",
 ]
@@ -92,12 +103,17 @@ _HOMES = {
     "Block": "pyassemble.assemble",
     "GateGroup": "pyassemble.merge",
     "Repository": "pyassemble.assemble",
+    "SearchSettings": "pyassemble.assemble",
     "SparsitySchedule": "pyassemble.merge",
     "TransferReport": "pyassemble.transfer",
     "WideStudent": "pyassemble.merge",
     "Zoo": "pyassemble.zoo",
     "align": "pyassemble.transfer",
+    "assemble": "pyassemble.assemble",
     "merge": "pyassemble.merge",
+    "score": "pyassemble.assemble",
+    "score_batch": "pyassemble.assemble",
+    "score_table": "pyassemble.assemble",
     "similarity": "pyassemble.transfer",
     "transfer": "pyassemble.transfer",
 }

@@ -98,6 +98,14 @@ class BuildCacheError(PyAssembleError, OSError):
     """A file that cannot serve as cache of a zoo's build: something else, in use, or not writable."""
 
 
+class CheckpointError(PyAssembleError, ValueError):
+    """A checkpoint that is damaged, of another version, or of another run."""
+
+
+class DataSpecError(PyAssembleError, ValueError):
+    """Images named in a way that is not understood, or that cannot be read."""
+
+
 class WorkerError(PyAssembleError, RuntimeError):
     """Worker processes that cannot be started, or that would compute something else."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import timm
 import torch
@@ -12,7 +14,19 @@ import pyassemble as pa
 from tests.assemble import channels_last
 from tests.networks import scramble
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 SIDE = 64
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Several threads lose much of their time waiting for each other in networks this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def small_networks() -> dict[str, nn.Module]:
