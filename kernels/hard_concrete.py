@@ -34,7 +34,7 @@ from pyassemble.kernels.checks import check_integer, check_number_type, check_te
 from pyassemble.kernels.deferred import numba_jit, triton_jit
 from pyassemble.kernels.halves import load, store
 from pyassemble.kernels.layout import Layout, laid_out_like, layout
-from pyassemble.kernels.operators import differentiable, operator
+from pyassemble.kernels.operators import differentiable, element, operator
 from pyassemble.kernels.philox import numba_uniform, numba_words, triton_uniform
 
 if TYPE_CHECKING:
@@ -574,6 +574,18 @@ def _gate_in_place_fake(x: torch.Tensor, *_: Any) -> None:
     return None
 
 
+@_gate_in_place.register_vmap
+def _gate_in_place_batched(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[None, None]:
+    if dims[0] is None:
+        raise TensorError(
+            f"{describe('x', arguments[0])} is one for all elements of torch.vmap's batch, which would each overwrite "
+            "it; accepted: x batched too, or the function without the underscore"
+        )
+    for v in range(info.batch_size):
+        _gate_in_place(*element(arguments, dims, v))
+    return None, None
+
+
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     x, loc, seed_tensor, *ctx.numbers = inputs
     needs_loc = ctx.needs_input_grad[1]
@@ -589,7 +601,7 @@ def _differentiate(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     return dx, dloc, *[None] * 7
 
 
-differentiable(_gate, _differentiate, _keep_for_backward)
+_differentiable_gate = differentiable(_gate, _differentiate, _keep_for_backward)
 
 
 # -- Public functions --------------------------------------------------------------------------------------------------
@@ -609,7 +621,10 @@ def hard_concrete_gate(
     """Multiply x by a hard-concrete gate per (sample, channel), drawn anew for every seed (L0, eq. 10 to 12).
 
     The draw depends on (seed, sample + sample_offset, channel) alone: it is the same on the CPU and on CUDA, for every
-    spatial size, layout and type of x. Two places that call with one seed and one loc share their gates.
+    spatial size, layout and type of x. Two places that call with one seed and one loc share their gates. Under
+    ``torch.vmap`` each element of the batch is computed as if alone: with one seed for all, all draw alike; with a
+    seed each (a batched tensor), each draws its own. torch.compile follows ``vmap``, but not ``vmap`` over
+    ``torch.func.grad``, as it follows no ``torch.autograd.Function`` there.
 
     Args:
         x: (B, ...), float32, bfloat16, float16 or float64, with C channels on ``dim``. Any dense layout whose samples
@@ -635,7 +650,8 @@ def hard_concrete_gate(
     dim = _check(x, loc, dim, beta, gamma, zeta)
     check_integer("sample_offset", sample_offset, 2**62)
     number, tensor = split_seed(seed, x.device)
-    y: torch.Tensor = _gate(x, loc, tensor, number, dim, sample_offset, float(beta), float(gamma), float(zeta))
+    numbers = number, dim, sample_offset, float(beta), float(gamma), float(zeta)
+    y: torch.Tensor = _differentiable_gate(x, loc, tensor, *numbers)
     return y
 
 

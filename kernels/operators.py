@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # Lower-level than torch.library.custom_op, whose wrapper imports torch._dynamo on an operator's first call: measured
 # at 1.3 to 2 s of processor time, as much as compiling the gate.
@@ -23,15 +23,68 @@ def operator(schema: str, implementation: Callable[..., Any], fake: Callable[...
         fake: Called with fake tensors, returns others of the right shape, type and strides.
 
     Returns:
-        The operator, to be called with positional arguments.
+        The operator, to be called with positional arguments. ``torch.vmap`` runs it for each element of the batch.
     """
     name = schema.partition("(")[0]
     _library.define(schema)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pyassemble::{name}", fake, lib=_library)
-    return getattr(torch.ops.pyassemble, name).default
+    registered = getattr(torch.ops.pyassemble, name).default
+
+    def batched(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        outputs = [registered(*element(arguments, dims, v)) for v in range(info.batch_size)]
+        if not outputs:  # one call tells the shapes, and is thrown away
+            outputs = [registered(*element(arguments, dims, None))]
+        if isinstance(outputs[0], torch.Tensor):
+            return _stack(outputs, info.batch_size), 0
+        stacked = tuple(_stack(parts, info.batch_size) for parts in zip(*outputs, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    torch.library.register_vmap(registered, batched, lib=_library)
+    return registered
 
 
-def differentiable(operator: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """Give an operator its derivative."""
+def element(argument: Any, dim: Any, number: int | None) -> Any:
+    """One element of what ``torch.vmap`` batched along dim: all of it where dim is None, zeros where number is."""
+    if isinstance(argument, (list, tuple)):
+        return [element(a, d, number) for a, d in zip(argument, dim, strict=True)]
+    if dim is None:
+        return argument
+    if number is None:
+        shape = list(argument.shape)
+        del shape[dim]
+        return argument.new_zeros(shape)
+    return argument.select(dim, number)
+
+
+def _stack(parts: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+    return torch.stack(tuple(parts)) if count else parts[0].new_empty((0, *parts[0].shape))
+
+
+def differentiable(
+    operator: Any, backward: Callable[..., Any], setup_context: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Give an operator its derivative.
+
+    Returns:
+        The operator, to be called in its place: the transforms of ``torch.func`` do not look at derivatives that were
+        registered, but at those of a ``torch.autograd.Function``.
+    """
     torch.library.register_autograd(operator, backward, setup_context=setup_context, lib=_library)
+
+    class Transformed(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*arguments: Any) -> Any:  # type: ignore[override]
+            return operator(*arguments)
+
+    Transformed.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+    Transformed.backward = staticmethod(backward)  # type: ignore[method-assign, assignment]
+
+    def call(*arguments: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return Transformed.apply(*arguments)  # type: ignore[no-untyped-call]
+        return operator(*arguments)
+
+    return call

@@ -141,8 +141,11 @@ def _fake(x: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.empty_like(x)
 
 
-_perturb = operator("perturb(Tensor x, float alpha, Tensor? seed_tensor, SymInt seed) -> Tensor", _run, _fake)
-differentiable(_perturb, lambda _, dy: (dy, None, None, None), lambda ctx, inputs, output: None)
+_perturb = differentiable(
+    operator("perturb(Tensor x, float alpha, Tensor? seed_tensor, SymInt seed) -> Tensor", _run, _fake),
+    lambda _, dy: (dy, None, None, None),
+    lambda ctx, inputs, output: None,
+)
 
 
 def perturb(x: torch.Tensor, alpha: float, *, seed: int | torch.Tensor) -> torch.Tensor:
