@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pyassemble.errors import (
     ArgumentTypeError,
     BuildCacheError,
+    CheckpointError,
+    CutError,
+    DataSpecError,
     DuplicateNameError,
     EmptyNetworkError,
     HubError,
@@ -22,6 +25,7 @@ from pyassemble.errors import (
     NumbaFallbackWarning,
     OutOfRangeError,
     PyAssembleError,
+    RecipeError,
     ShardError,
     StandardizationWarning,
     TensorError,
@@ -34,6 +38,9 @@ from pyassemble.errors import (
 )
 
 if TYPE_CHECKING:
+    from pyassemble.assemble import Assembly, Block, Repository, SearchSettings
+    from pyassemble.assemble.assemble import assemble
+    from pyassemble.assemble.score import score, score_batch, score_table
     from pyassemble.merge import GateGroup, SparsitySchedule, WideStudent, merge
     from pyassemble.transfer import Alignment, TransferReport, align, similarity, transfer
     from pyassemble.zoo import Zoo
@@ -43,7 +50,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Alignment",
     "ArgumentTypeError",
+    "Assembly",
+    "Block",
     "BuildCacheError",
+    "CheckpointError",
+    "CutError",
+    "DataSpecError",
     "DuplicateNameError",
     "EmptyNetworkError",
     "GateGroup",
@@ -57,6 +69,9 @@ __all__ = [
     "NumbaFallbackWarning",
     "OutOfRangeError",
     "PyAssembleError",
+    "RecipeError",
+    "Repository",
+    "SearchSettings",
     "ShardError",
     "SparsitySchedule",
     "StandardizationWarning",
@@ -72,7 +87,11 @@ __all__ = [
     "Zoo",
     "__version__",
     "align",
+    "assemble",
     "merge",
+    "score",
+    "score_batch",
+    "score_table",
     "similarity",
     "transfer",
 ]
@@ -80,13 +99,21 @@ __all__ = [
 # Imported on first use: `import pyassemble.kernels` alone takes nothing of the rest.
 _HOMES = {
     "Alignment": "pyassemble.transfer",
+    "Assembly": "pyassemble.assemble",
+    "Block": "pyassemble.assemble",
     "GateGroup": "pyassemble.merge",
+    "Repository": "pyassemble.assemble",
+    "SearchSettings": "pyassemble.assemble",
     "SparsitySchedule": "pyassemble.merge",
     "TransferReport": "pyassemble.transfer",
     "WideStudent": "pyassemble.merge",
     "Zoo": "pyassemble.zoo",
     "align": "pyassemble.transfer",
+    "assemble": "pyassemble.assemble",
     "merge": "pyassemble.merge",
+    "score": "pyassemble.assemble",
+    "score_batch": "pyassemble.assemble",
+    "score_table": "pyassemble.assemble",
     "similarity": "pyassemble.transfer",
     "transfer": "pyassemble.transfer",
 }

@@ -23,6 +23,10 @@ class UnsupportedNetworkError(PyAssembleError, TypeError):
     """A source or target that is not a network the package can read (wrong type, lazy, quantized, sharded)."""
 
 
+class CutError(PyAssembleError, ValueError):
+    """A network that cannot be cut into segments, or not into as many, or segments that it does not have."""
+
+
 class EmptyNetworkError(PyAssembleError, ValueError):
     """A network without any layer that could be scored."""
 
@@ -63,6 +67,10 @@ class NetworkSpecError(PyAssembleError, ValueError):
     """A network named in a way that is not understood, or that its library does not know."""
 
 
+class RecipeError(PyAssembleError, ValueError):
+    """A recipe that is damaged, or whose sources are missing, have changed, or cannot be rebuilt."""
+
+
 class DuplicateNameError(PyAssembleError, ValueError):
     """Networks of one zoo that go by the same name."""
 
@@ -88,6 +96,14 @@ class HubError(PyAssembleError, OSError):
 
 class BuildCacheError(PyAssembleError, OSError):
     """A file that cannot serve as cache of a zoo's build: something else, in use, or not writable."""
+
+
+class CheckpointError(PyAssembleError, ValueError):
+    """A checkpoint that is damaged, of another version, or of another run."""
+
+
+class DataSpecError(PyAssembleError, ValueError):
+    """Images named in a way that is not understood, or that cannot be read."""
 
 
 class WorkerError(PyAssembleError, RuntimeError):

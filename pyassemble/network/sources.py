@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -98,6 +99,7 @@ def load_network(
     weights: str | Path | None = None,
     pretrained: bool = False,
     meta: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Builds the network that a spec names.
 
@@ -110,6 +112,7 @@ def load_network(
             weights, a factory's network with whatever the factory gave it.
         meta: On the meta device: shapes only. A network whose construction needs real numbers is built on the default
             device instead, with random weights.
+        options: Arguments for the library's builder beside the name, such as ``in_chans`` for timm.
 
     Returns:
         The network, in training mode as its library builds it.
@@ -128,9 +131,11 @@ def load_network(
             f"{spec.text!r} holds tensors but not the network they belong to, so it can only be a source; "
             f"accepted here: {ACCEPTED_FORMS}"
         )
+    if options and spec.kind in (SpecKind.FOLDER, SpecKind.FACTORY):
+        raise NetworkSpecError(f"network {spec.text!r} is built without options; given were {', '.join(options)}")
     if meta:
-        return _build_on_meta(spec)
-    network = _build(spec, pretrained=pretrained)
+        return _build_on_meta(spec, options or {})
+    network = _build(spec, pretrained, options or {})
     if weights is not None:
         load_weights(network, weights)
     elif spec.kind is SpecKind.FOLDER:
@@ -138,25 +143,32 @@ def load_network(
     return network
 
 
-def _build_on_meta(spec: NetworkSpec) -> nn.Module:
+def stated_license(network: nn.Module) -> str | None:
+    """The license that a network of timm or the Hub carries in its configuration."""
+    config = getattr(network, "pretrained_cfg", None)
+    name = config.get("license") if isinstance(config, Mapping) else None
+    return name if isinstance(name, str) and name else None
+
+
+def _build_on_meta(spec: NetworkSpec, options: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
-            return _build(spec, pretrained=False)
+            return _build(spec, False, options)
     except NetworkSpecError as error:
         # What torch cannot do without numbers (`.item()`, data-dependent sizes) it reports as a RuntimeError.
         if not isinstance(error.__cause__, RuntimeError):
             raise
-    return _build(spec, pretrained=False)
+    return _build(spec, False, options)
 
 
-def _build(spec: NetworkSpec, *, pretrained: bool) -> nn.Module:
+def _build(spec: NetworkSpec, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
     match spec.kind:
         case SpecKind.TIMM:
-            return _from_timm(spec, pretrained)
+            return _from_timm(spec, pretrained, options)
         case SpecKind.TORCHVISION:
-            return _from_torchvision(spec, pretrained)
+            return _from_torchvision(spec, pretrained, options)
         case SpecKind.HUB:
-            return _call(spec, "timm", _timm_builder(f"hf-hub:{spec.name}", pretrained))
+            return _call(spec, "timm", _timm_builder(f"hf-hub:{spec.name}", pretrained, options))
         case SpecKind.FOLDER:
             return _from_folder(spec)
         case SpecKind.FACTORY:
@@ -165,27 +177,27 @@ def _build(spec: NetworkSpec, *, pretrained: bool) -> nn.Module:
             raise AssertionError("a weights file is no network")
 
 
-def _from_timm(spec: NetworkSpec, pretrained: bool) -> nn.Module:
+def _from_timm(spec: NetworkSpec, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
     import timm
 
     if not timm.is_model(spec.name):
         raise _unknown(spec, "timm", timm.list_models())
-    return _call(spec, "timm", _timm_builder(spec.name, pretrained))
+    return _call(spec, "timm", _timm_builder(spec.name, pretrained, options))
 
 
-def _timm_builder(name: str, pretrained: bool) -> Callable[[], object]:
+def _timm_builder(name: str, pretrained: bool, options: Mapping[str, Any]) -> Callable[[], object]:
     import timm
 
-    return lambda: timm.create_model(name, pretrained=pretrained)
+    return lambda: timm.create_model(name, pretrained=pretrained, **options)
 
 
-def _from_torchvision(spec: NetworkSpec, pretrained: bool) -> nn.Module:
+def _from_torchvision(spec: NetworkSpec, pretrained: bool, given: Mapping[str, Any]) -> nn.Module:
     from torchvision.models import get_model, get_model_builder, list_models
 
     known = list_models()
     if spec.name not in known:
         raise _unknown(spec, "torchvision", known)
-    options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
+    options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None, **given}
     if not pretrained and "weights_backbone" in inspect.signature(get_model_builder(spec.name)).parameters:
         # Detection and segmentation networks download their backbone's weights unless told not to.
         options["weights_backbone"] = None
@@ -213,7 +225,7 @@ def _from_folder(spec: NetworkSpec) -> nn.Module:
         raise NetworkSpecError(f'{config} has no entry "architecture" with the name of a timm network')
     if not timm.is_model(architecture):
         raise _unknown(spec, "timm", timm.list_models(), name=architecture)
-    return _call(spec, "timm", _timm_builder(f"local-dir:{folder}", False))
+    return _call(spec, "timm", _timm_builder(f"local-dir:{folder}", False, {}))
 
 
 def _from_factory(spec: NetworkSpec) -> nn.Module:

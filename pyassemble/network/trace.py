@@ -2,8 +2,7 @@
 
 Three ways, tried in turn, none of which touches the caller's network or computes a number:
 
-1. a symbolic torch.fx trace. A module whose forward cannot be traced (control flow on shapes, iteration over tensors)
-   is taken as one opaque step and the trace is repeated, so no list of such modules has to be kept;
+1. a symbolic torch.fx trace in which what cannot be traced is one opaque step;
 2. a run on fake tensors that records each parameter as it is used, where an example input is known: the caller's, or
    the input size that timm records on its networks;
 3. definition order of its children, each traced by itself where that works, with a StandardizationWarning.
@@ -11,8 +10,6 @@ Three ways, tried in turn, none of which touches the caller's network or compute
 
 from __future__ import annotations
 
-import copy
-import inspect
 import warnings
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -24,12 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyassemble.errors import StandardizationWarning
+from pyassemble.network.symbolic import copied, reason, symbolic_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-# Each retry makes one more class of modules opaque; of every twentieth timm architecture none needed more than 1.
-_MAX_RETRIES = 32
 
 
 def use_order(network: nn.Module, example_input: Any = None) -> dict[str, int]:
@@ -55,7 +50,7 @@ def use_order(network: nn.Module, example_input: Any = None) -> dict[str, int]:
             with torch.random.fork_rng(devices=[]):
                 return way(skeleton)
         except Exception as error:  # whatever a foreign forward may raise
-            reasons.append(_reason(error))
+            reasons.append(reason(error))
     _warn(network, reasons, "its parts are taken in definition order, each traced by itself where possible")
     order: dict[str, int] = {}
     _by_parts(skeleton, "", order)
@@ -69,11 +64,6 @@ def _warn(network: nn.Module, reasons: list[str], consequence: str) -> None:
         StandardizationWarning,
         stacklevel=3,
     )
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0].split(". ")[0]
-    return f"{type(error).__name__}: {text}"[:160]
 
 
 def _by_parts(module: nn.Module, name: str, order: dict[str, int]) -> None:
@@ -96,64 +86,15 @@ def _by_parts(module: nn.Module, name: str, order: dict[str, int]) -> None:
 
 def _skeleton(network: nn.Module, reasons: list[str]) -> nn.Module | None:
     """A copy in eval mode that shares the parameters: tracing may set attributes, modes and buffers on it."""
-    shared = {id(parameter): parameter for parameter in network.parameters()}
     try:
-        skeleton = copy.deepcopy(network, shared).eval()
+        return copied(network, {id(parameter): parameter for parameter in network.parameters()})
     except Exception as error:
-        reasons.append(f"it cannot be copied: {_reason(error)}")
+        reasons.append(f"it cannot be copied: {reason(error)}")
         return None
-    for module in skeleton.modules():
-        # The user's hooks expect numbers, and may note them.
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return skeleton
-
-
-class _Tracer(fx.Tracer):
-    """Traces into every module but torch's own layers, childless modules, and classes that failed before."""
-
-    def __init__(self, opaque: set[type[nn.Module]]) -> None:
-        super().__init__()
-        self.opaque = opaque
-        self.failed: type[nn.Module] | None = None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if type(m) in self.opaque or super().is_leaf_module(m, module_qualified_name):
-            return True
-        return next(m.children(), None) is None
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            # The innermost module on the way out is the one that cannot be traced.
-            if self.failed is None:
-                self.failed = type(m)
-            raise
 
 
 def _by_symbolic_trace(network: nn.Module) -> dict[str, int]:
-    opaque: set[type[nn.Module]] = set()
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(network.forward).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    for _ in range(_MAX_RETRIES):
-        tracer = _Tracer(opaque)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                graph = tracer.trace(network, concrete_args=defaults or None)
-        except Exception:
-            if tracer.failed is None or tracer.failed in opaque:
-                raise
-            opaque.add(tracer.failed)
-        else:
-            return _order_of(graph, network)
-    raise RuntimeError(f"more than {_MAX_RETRIES} classes of modules cannot be traced")
+    return _order_of(symbolic_trace(network).graph, network)
 
 
 def _order_of(graph: fx.Graph, network: nn.Module) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,12 +12,13 @@ import torch
 from torch import nn
 
 from pyassemble.errors import EmptyNetworkError
+from pyassemble.network.sources import stated_license
 from pyassemble.network.standardize import NetworkLike, network_of_folder, standardize
 from pyassemble.network.state import standardize_state
 from pyassemble.network.weights import SAFETENSORS_SUFFIX, read_header, read_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pyassemble.network.layers import LayerSequence
     from pyassemble.network.weights import TensorHeader
@@ -114,13 +114,6 @@ class Entry:
 def count_parameters(network: nn.Module) -> int:
     """Elements of all parameters; a parameter that several modules share counts once."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def stated_license(network: nn.Module) -> str | None:
-    """The license that a network of timm or the Hub carries in its configuration."""
-    config = getattr(network, "pretrained_cfg", None)
-    name = config.get("license") if isinstance(config, Mapping) else None
-    return name if isinstance(name, str) and name else None
 
 
 def _scored(name: str, layers: LayerSequence) -> LayerSequence:

@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pyassemble.errors import HubError, NetworkSpecError
-from pyassemble.network.sources import FOLDER_CONFIG, FOLDER_WEIGHTS, NetworkSpec, SpecKind, load_network
+from pyassemble.network.sources import (
+    FOLDER_CONFIG,
+    FOLDER_WEIGHTS,
+    NetworkSpec,
+    SpecKind,
+    load_network,
+    stated_license,
+)
 from pyassemble.network.weights import HEADER_LENGTH_BYTES, SAFETENSORS_SUFFIX, header_length, parse_header
-from pyassemble.zoo.entry import Entry, stated_license
+from pyassemble.zoo.entry import Entry
 from pyassemble.zoo.jobs import digest
 from pyassemble.zoo.ranged import fetch, fetch_part
 from pyassemble.zoo.shards import INDEX_SUFFIX, merge_headers, parse_index, shard_group

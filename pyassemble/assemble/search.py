@@ -1,0 +1,557 @@
+"""Algorithm 1 of PA-DNN: partition network, routers and stitches learned in turns, the policy from a score.
+
+A round draws a partition of all repository networks and holds it for some steps. Each step trains stitches and heads on
+a batch of the training half (eq. 5) and the routers on a batch of the validation half (eq. 6). At its end the routers'
+assembly and those of other partitions drawn from the policy are scored without training, and PPO moves the policy
+towards the better ones (eq. 3, 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pyassemble.assemble.assembly_network import AssemblyNetwork, Joint, Routed
+from pyassemble.assemble.candidates import SELECTIONS, Candidate
+from pyassemble.assemble.initialization import fit_stitch
+from pyassemble.assemble.partition import Embedding, Partition, PartitionNetwork
+from pyassemble.assemble.ppo import PPO
+from pyassemble.assemble.prefixes import Executions, refuse_non_finite
+from pyassemble.assemble.score import score_chains
+from pyassemble.errors import PyAssembleError, TensorError
+from pyassemble.training.accelerated import average_gradients, mean_over_processes
+from pyassemble.training.metrics import Quality, measure_quality
+from pyassemble.training.mixing import Mixing
+from pyassemble.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from pyassemble.training.seeding import derived_generator, derived_seed, global_seeds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from accelerate import Accelerator
+
+    from pyassemble.assemble.repository import Block, Repository
+    from pyassemble.assemble.settings import SearchSettings
+    from pyassemble.training.data import Data
+
+START_ITERATIONS = 20
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch of a search did.
+
+    Attributes:
+        epoch: From 1.
+        weights_loss: Mean loss of the steps of stitches and heads.
+        router_loss: Mean loss of the routers' steps.
+        accuracy: Of the best assembly evaluated in this epoch, on the selection images.
+        score: Best score among the epoch's candidates.
+        mean_score: Mean of them.
+        stitches: Stitches met so far.
+        blocks_requested: Block executions that scoring each candidate by itself would have taken.
+        blocks_executed: Those it took, shared prefixes run once.
+        scores: Of all candidates, in the order in which they were scored.
+        parameters: Their sizes.
+    """
+
+    epoch: int
+    weights_loss: float
+    router_loss: float
+    accuracy: float
+    score: float
+    mean_score: float
+    stitches: int
+    blocks_requested: int
+    blocks_executed: int
+    scores: tuple[float, ...]
+    parameters: tuple[int, ...]
+
+    @property
+    def blocks_saved(self) -> int:
+        """Block executions that sharing prefixes saved."""
+        return self.blocks_requested - self.blocks_executed
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"scores": list(self.scores), "parameters": list(self.parameters)}
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> EpochRecord:
+        """From what :meth:`document` gave."""
+        values = {field.name: document[field.name] for field in fields(cls)}
+        return cls(**values | {"scores": tuple(values["scores"]), "parameters": tuple(values["parameters"])})
+
+
+class Search:
+    """The state of a search and its next epoch.
+
+    Args:
+        repository: Networks in eval mode, frozen.
+        train: Training half: stitches and heads learn on it.
+        validation: Validation half: routers and policy learn on it, and candidates are compared on it.
+        num_classes: Of the heads.
+        blocks: c + 1, how many blocks an assembly has.
+        seed: Of everything.
+        settings: The rest.
+        accelerator: This process's.
+
+    Raises:
+        OutOfRangeError: A network with too few segments for that many blocks; the message names it.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        train: Data,
+        validation: Data,
+        num_classes: int,
+        *,
+        blocks: int,
+        seed: int,
+        settings: SearchSettings,
+        accelerator: Accelerator,
+    ) -> None:
+        self.repository, self.train, self.validation = repository, train, validation
+        self.num_classes, self.blocks, self.seed, self.settings = num_classes, blocks, seed, settings
+        self._accelerator = accelerator
+        self.epoch = 0
+        self.history: list[EpochRecord] = []
+        self.best: dict[str, Candidate] = {}
+        self.executions = Executions()
+        self.policy, self._embedding = _policy(repository, blocks)
+        self.network = AssemblyNetwork(
+            repository,
+            num_classes,
+            blocks=blocks,
+            seed=seed,
+            routing=settings.routing,
+            start=self._fit if settings.start == "least_squares" else None,
+        )
+        self._ppo = PPO(
+            self.policy.parameters(),
+            learning_rate=settings.policy_rate,
+            clip=settings.clip,
+            inner_steps=settings.inner_steps,
+            form=settings.form,
+        )
+        self._sgd = accelerator.prepare_optimizer(
+            torch.optim.SGD(self.network.routers.parameters(), lr=settings.router_rate), device_placement=False
+        )
+        self._adamw: Any = None
+        self._score_images: Tensor | None = None
+
+    # -- One epoch ----------------------------------------------------------------------------------------------------
+
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.train.steps(self._accelerator)
+
+    def run_epoch(self, after_step: Callable[[str], None] | None = None) -> EpochRecord:
+        """Trains for one pass over the training half.
+
+        Args:
+            after_step: Called after every step with a few words on how it goes.
+
+        Returns:
+            What was done; also the last entry of ``history``.
+
+        Raises:
+            TensorError: Images that a network cannot take, labels that are no classes, or NaN in a block's output,
+                named with its source.
+        """
+        epoch = self.epoch + 1
+        steps = self.steps()
+        rounds = min(self.settings.rounds, steps)
+        ends = [(r + 1) * steps // rounds for r in range(rounds)]
+        weights_losses: list[float] = []
+        router_losses: list[float] = []
+        scores: list[float] = []
+        sizes: list[int] = []
+        found: list[Candidate] = []
+        executions = Executions()
+        with global_seeds(derived_seed(self.seed, "epoch", epoch)):
+            generator = derived_generator(self.seed, "search", epoch)
+            mixing = self._mixing(epoch)
+            train = self._forever(self.train, "train", epoch)
+            validation = self._forever(self.validation, "validation", epoch)
+            step = 0
+            for end in ends:
+                images, _ = next(validation)
+                features = mean_over_processes(self._accelerator, self._embed(images).mean(0, keepdim=True))
+                partition = self.policy.sample(self.policy(features), generator=generator)
+                while step < end:
+                    weights_losses.append(self._weights_step(*mixing(*next(train)), partition, generator))
+                    router_losses.append(self._router_step(*mixing(*next(validation)), partition, generator))
+                    step += 1
+                    if after_step is not None:
+                        after_step(f"loss {weights_losses[-1]:.3f}")
+                last = end == ends[-1]
+                candidates, ran = self._reward_round(partition, features, images, generator, epoch, last)
+                executions += ran
+                found += candidates[0]
+                scores += candidates[1]
+                sizes += candidates[2]
+        self.executions += executions
+        self._keep_best(found)
+        finite = [value for value in scores if math.isfinite(value)]
+        record = EpochRecord(
+            epoch=epoch,
+            weights_loss=sum(weights_losses) / len(weights_losses),
+            router_loss=sum(router_losses) / len(router_losses),
+            accuracy=max(candidate.accuracy for candidate in found),
+            score=max(finite, default=math.nan),
+            mean_score=sum(finite) / len(finite) if finite else math.nan,
+            stitches=len(self.network.joints()),
+            blocks_requested=executions.requested,
+            blocks_executed=executions.executed,
+            scores=tuple(scores),
+            parameters=tuple(sizes),
+        )
+        self.epoch = epoch
+        self.history.append(record)
+        return record
+
+    def _weights_step(self, images: Tensor, targets: Tensor, partition: Partition, generator: torch.Generator) -> float:
+        """Stitches and head, the routers as they are (eq. 5)."""
+        self.network.train()
+        with _frozen(self.network.routers.parameters()):
+            loss = self._loss(images, targets, partition, generator)
+            optimizer = self._weights_optimizer()
+            optimizer.zero_grad()
+            self._accelerator.backward(loss)
+        average_gradients(self._accelerator, [p for _, p in self.network.weights() if p.grad is not None])
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    def _router_step(self, images: Tensor, targets: Tensor, partition: Partition, generator: torch.Generator) -> float:
+        """Routers, stitches and heads as they are (eq. 6)."""
+        self.network.train()
+        with _frozen([parameter for _, parameter in self.network.weights()]):
+            loss = self._loss(images, targets, partition, generator)
+            self._sgd.zero_grad()
+            self._accelerator.backward(loss)
+        average_gradients(self._accelerator, self.network.routers.parameters())
+        self._sgd.step()
+        self._sgd.zero_grad()
+        return float(loss.detach())
+
+    def _loss(self, images: Tensor, targets: Tensor, partition: Partition, generator: torch.Generator) -> Tensor:
+        routed = self._route(images, partition, generator)
+        loss = nn.functional.cross_entropy(routed.logits.float(), targets)
+        if not math.isfinite(float(loss.detach())):
+            path = self.network.path(partition, routed.choices)
+            refuse_non_finite(self.network.chain(path), images)
+            raise TensorError(
+                f"the loss of {described(path)} is {float(loss.detach())} though all its blocks are finite"
+            )
+        return loss
+
+    def _route(self, images: Tensor, partition: Partition, generator: torch.Generator | None = None) -> Routed:
+        self._check_images(images)
+
+        def agree(probabilities: Tensor) -> Tensor:
+            return mean_over_processes(self._accelerator, probabilities)
+
+        with self._accelerator.autocast():
+            routed: Routed = self.network(images, partition, generator=generator, agree=agree)
+        return routed
+
+    def _weights_optimizer(self) -> Any:
+        """AdamW over all stitches and heads met so far."""
+        weights = [parameter for _, parameter in self.network.weights()]
+        if self._adamw is None:
+            optimizer = torch.optim.AdamW(weights, lr=self.settings.weights_rate)
+            self._adamw = self._accelerator.prepare_optimizer(optimizer, device_placement=False)
+        known = {id(p) for group in self._adamw.param_groups for p in group["params"]}
+        new = [parameter for parameter in weights if id(parameter) not in known]
+        if new:
+            self._adamw.add_param_group({"params": new})
+        return self._adamw
+
+    # -- Candidates ---------------------------------------------------------------------------------------------------
+
+    def _reward_round(
+        self, partition: Partition, features: Tensor, images: Tensor, generator: torch.Generator, epoch: int, last: bool
+    ) -> tuple[tuple[list[Candidate], list[float], list[int]], Executions]:
+        """Scores the trained partition and others drawn beside it, and lets the policy learn from them.
+
+        Returns:
+            The evaluated candidates (the trained partition's and, where ``last``, that of the likeliest cut points),
+            all scores, all sizes; and the block executions.
+        """
+        self.network.eval()
+        logits = self.policy(features)
+        drawn = [partition]
+        drawn += [self.policy.sample(logits, generator=generator) for _ in range(self.settings.candidates - 1)]
+        evaluated = [self._evaluated(partition)]
+        paths = [evaluated[0][0]]
+        with torch.no_grad():
+            paths += [self.network.path(other, self._route(images, other).choices) for other in drawn[1:]]
+        if last:
+            evaluated.append(self._evaluated(self.policy.best(logits)))
+            paths.append(evaluated[1][0])
+        scores, executions = score_chains(
+            [self.network.chain(path, initial=True) for path in paths],
+            self._images_to_score(),
+            device=self.repository.device,
+            alpha=self.settings.alpha,
+            seed=derived_seed(self.seed, "noise"),
+            batch_size=self.settings.score_batch,
+        )
+        scores = mean_over_processes(self._accelerator, scores.to(self.repository.device)).cpu()
+        self._improve(drawn, self._rewards(scores, evaluated, paths, drawn), features)
+        found = []
+        for (path, factors, quality), place in zip(evaluated, (0, len(drawn)), strict=False):
+            found.append(self._candidate(path, factors, quality, float(scores[place]), epoch))
+        sizes = [self.network.parameter_count(path) for path in paths]
+        return (found, scores.tolist(), sizes), executions
+
+    def _rewards(
+        self, scores: Tensor, evaluated: list[Any], paths: list[tuple[Block, ...]], drawn: list[Partition]
+    ) -> Tensor:
+        if self.settings.reward == "score":
+            return scores[: len(drawn)]
+        accuracies = [evaluated[0][2].accuracy]
+        accuracies += [self._evaluated(partition)[2].accuracy for partition in drawn[1:]]
+        return torch.tensor(accuracies)
+
+    def _improve(self, drawn: list[Partition], rewards: Tensor, features: Tensor) -> None:
+        # A perturbation that moves nothing (an assembly whose activations all died) has no finite score to learn from.
+        usable = [k for k, reward in enumerate(rewards.tolist()) if math.isfinite(reward)]
+        if not usable:
+            return
+
+        def log_probabilities() -> Tensor:
+            logits = self.policy(features)
+            return torch.stack([self.policy.log_probability(logits, drawn[k]) for k in usable])
+
+        self._ppo.step(log_probabilities, rewards[usable].to(self.repository.device))
+
+    @torch.no_grad()
+    def _evaluated(self, partition: Partition) -> tuple[tuple[Block, ...], tuple[float, ...], Quality]:
+        """The assembly that the routers make of a partition: the way most batches take, and how good it is.
+
+        Every process looks at the same images, and takes the main one's answer.
+        """
+        self.network.eval()
+        images = self.validation.first(self.settings.selection_images)
+        ways: Counter[tuple[int, ...]] = Counter()
+        sums: dict[tuple[int, ...], Tensor] = {}
+        for batch, _ in images.batches(self.num_classes, self.repository.device):
+            self._check_images(batch)
+            with self._accelerator.autocast():
+                routed = self.network(batch, partition)
+            ways[routed.choices] += len(batch)
+            added = len(batch) * routed.probabilities.double().cpu()
+            sums[routed.choices] = sums.get(routed.choices, torch.zeros(self.blocks)) + added
+        choices, count = ways.most_common(1)[0]
+        path = self.network.path(partition, choices)
+        factors = tuple((sums[choices] / count).tolist())
+        quality = measure_quality(
+            lambda batch: self._logits(path, factors, batch),
+            images.batches(self.num_classes, self.repository.device),
+            self.num_classes,
+        )
+        if math.isnan(quality.loss):
+            batch, _ = next(iter(images.batches(self.num_classes, self.repository.device)))
+            refuse_non_finite(self.network.chain(path), batch)
+        if self._accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            path, factors, quality = broadcast_object_list([path, factors, quality])
+        return path, factors, quality
+
+    def _logits(self, path: tuple[Block, ...], factors: tuple[float, ...], images: Tensor) -> Tensor:
+        """An assembly with constant factors in place of the routers' probabilities."""
+        with self._accelerator.autocast():
+            output, before = images, None
+            for block, factor in zip(path, factors, strict=True):
+                if before is not None:
+                    output = self.network.stitch(self.network.joint(before, block))(output)
+                for segment in self.repository[block.network].segments[block.first : block.last + 1]:
+                    output = segment(output)
+                output, before = output * factor, block
+            logits: Tensor = self.network.head(path[-1].network)(output)
+        return logits
+
+    def _candidate(
+        self, path: tuple[Block, ...], factors: tuple[float, ...], quality: Quality, score: float, epoch: int
+    ) -> Candidate:
+        parts: dict[str, nn.Module] = {"head": self.network.head(path[-1].network)}
+        for i, (before, after) in enumerate(pairwise(path)):
+            parts[str(i)] = self.network.stitch(self.network.joint(before, after))
+        weights = {
+            f"{part}.{name}": tensor.detach().clone()
+            for part, module in parts.items()
+            for name, tensor in module.state_dict().items()
+        }
+        size = self.network.parameter_count(path)
+        return Candidate(path, factors, quality.accuracy, quality.auroc, quality.loss, score, size, epoch, weights)
+
+    def _keep_best(self, found: list[Candidate]) -> None:
+        for select in SELECTIONS:
+            for candidate in found:
+                held = self.best.get(select)
+                value = candidate.value(select)
+                if math.isfinite(value) and (held is None or value > held.value(select)):
+                    self.best[select] = candidate
+
+    def _fit(self, joint: Joint, stitch: nn.Module) -> None:
+        """A least-squares start: from what the one network has behind its segment to what the other has before its."""
+        if not any(True for _ in stitch.parameters()):
+            return
+        source, last, target, first = joint
+        names = self.repository.names
+        images = self.train.first(self.settings.start_images)
+        batches = [batch for batch, _ in images.batches(self.num_classes, self.repository.device)]
+        with torch.no_grad():
+            fit_stitch(
+                stitch,
+                nn.Sequential(*self.repository[names[source]].segments[: last + 1]),
+                nn.Sequential(*self.repository[names[target]].segments[:first]),
+                batches,
+                iterations=START_ITERATIONS,
+            )
+
+    # -- Data ---------------------------------------------------------------------------------------------------------
+
+    def _forever(self, data: Data, purpose: str, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in a new order each time around."""
+        turn = 0
+        while True:
+            order = derived_generator(self.seed, purpose, epoch, turn)
+            yield from data.batches(
+                self.num_classes, self.repository.device, shuffle=order, accelerator=self._accelerator
+            )
+            turn += 1
+
+    def _mixing(self, epoch: int) -> Mixing:
+        seed = derived_seed(self.seed, "mixing", epoch, self._accelerator.process_index)
+        s = self.settings
+        return Mixing(self.num_classes, seed, mixup=s.mixup, cutmix=s.cutmix, smoothing=s.smoothing)
+
+    def _images_to_score(self) -> Tensor:
+        if self._score_images is None:
+            images = self.validation.first(self.settings.score_images)
+            batches = images.batches(self.num_classes, torch.device("cpu"))
+            self._score_images = torch.cat([batch for batch, _ in batches])
+        return self._score_images
+
+    def _embed(self, images: Tensor) -> Tensor:
+        self._check_images(images)
+        features: Tensor = self._embedding(images)
+        return features
+
+    def _check_images(self, images: Tensor) -> None:
+        expected = tuple(self.repository.example_input.shape[1:])
+        if tuple(images.shape[1:]) != expected:
+            raise TensorError(
+                f"images of shape {tuple(images.shape)}; accepted: (B, {', '.join(map(str, expected))}), which "
+                "the repository's networks were cut for"
+            )
+
+    # -- State --------------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a later process needs to go on from the last finished epoch, beside :meth:`document`."""
+        found = {f"network/{name}": tensor for name, tensor in self.network.state_dict().items()}
+        found |= {f"policy/{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        found |= {f"advantage/{name}": tensor for name, tensor in self._ppo.advantage.state_dict().items()}
+        adam = optimizer_tensors(self._ppo.optimizer, dict(self.policy.named_parameters()))
+        found |= {f"policy_adam/{name}": tensor for name, tensor in adam.items()}
+        if self._adamw is not None:
+            adamw = optimizer_tensors(self._adamw.optimizer, dict(self.network.weights()))
+            found |= {f"weights_adamw/{name}": tensor for name, tensor in adamw.items()}
+        for select, candidate in self.best.items():
+            found |= {f"best/{select}/{name}": tensor for name, tensor in candidate.weights.items()}
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """The part of the state that is no tensors, for JSON."""
+        return {
+            "epoch": self.epoch,
+            "stitches": self.network.joints(),
+            "heads": self.network.heads(),
+            "executions": asdict(self.executions),
+            "best": {select: candidate.document() for select, candidate in self.best.items()},
+            "history": [record.document() for record in self.history],
+        }
+
+    def restore(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Takes what :meth:`document` and :meth:`tensors` gave; the search must be as it was made.
+
+        Raises:
+            PyAssembleError: They do not belong to this search.
+        """
+        try:
+            for joint in document["stitches"]:
+                source, last, target, first = joint
+                self.network.add_stitch((source, last, target, first))
+            for name in document["heads"]:
+                self.network.head(name)
+            self.network.load_state_dict(_part(tensors, "network/"))
+            self.policy.load_state_dict(_part(tensors, "policy/"))
+            self._ppo.advantage.load_state_dict(_part(tensors, "advantage/"))
+            load_optimizer_tensors(
+                self._ppo.optimizer, dict(self.policy.named_parameters()), _part(tensors, "policy_adam/")
+            )
+            load_optimizer_tensors(
+                self._weights_optimizer().optimizer, dict(self.network.weights()), _part(tensors, "weights_adamw/")
+            )
+            self.best = {
+                select: Candidate.of(found, _part(tensors, f"best/{select}/"))
+                for select, found in document["best"].items()
+            }
+            self.executions = Executions(**document["executions"])
+            self.history = [EpochRecord.of(record) for record in document["history"]]
+            self.epoch = document["epoch"]
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise PyAssembleError(f"a checkpoint of another search: {' '.join(str(error).split())}") from error
+
+
+def described(path: tuple[Block, ...]) -> str:
+    """An assembly's blocks in one line."""
+    return " → ".join(f"{block.network}[{block.first}..{block.last}]" for block in path)
+
+
+def _policy(repository: Repository, blocks: int) -> tuple[PartitionNetwork, Embedding]:
+    """The partition network over all cut points, and its embedding: the features of the smallest network."""
+    networks = {name: repository[name] for name in repository.names}
+    # The end of the last segment is no place to cut: nothing follows.
+    policy_over = {name: len(network.segments) - 1 for name, network in networks.items()}
+    sizes = {
+        name: sum(p.numel() for segment in network.segments for p in segment.parameters())
+        for name, network in networks.items()
+    }
+    smallest = networks[min(sizes, key=lambda name: sizes[name])]
+    shape = smallest.shapes[-1]
+    last = shape.kind == "tokens" or shape.channels_last
+    embedding = Embedding(smallest.features, channel_dim=-1 if last else 1)
+    policy = PartitionNetwork(shape.channels, policy_over, cuts=blocks - 1).to(repository.device)
+    return policy, embedding
+
+
+@contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradients to these for the block's time."""
+    held = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,273 @@
+"""Cutting a network into segments at the ends of its blocks (PA-DNN, repository of blocks).
+
+A network can be cut where one tensor is all that the rest of the forward pass needs of what came before. Of these
+places those are taken that lie at the end of a block of the publication's standardization (DPIAT); layers between two
+blocks go with the first. Global pooling and everything after it is the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from pyassemble.errors import CutError
+from pyassemble.network.blocks import standardize_blocks
+from pyassemble.network.graph_module import TracedNetwork, traced
+from pyassemble.network.shapes import FeatureShape, feature_shapes
+from pyassemble.network.slices import is_restorable, sliced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class CutNetwork:
+    """A network in eval mode as a row of segments and a head.
+
+    Attributes:
+        segments: The segments in order; the first takes the images, each other what the one before returns.
+        head: Takes what the last segment returns; returns what the network returns.
+        cut_points: Name of the block that each segment ends with.
+        shapes: What each segment returns.
+        input_shape: The images that the network was traced with.
+    """
+
+    segments: list[nn.Module]
+    head: nn.Module
+    cut_points: list[str]
+    shapes: list[FeatureShape]
+    input_shape: FeatureShape
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The network's own tensor before its head, (B, ...)."""
+        for segment in self.segments:
+            images = segment(images)
+        return images
+
+    def shape_before(self, segment: int) -> FeatureShape:
+        """What a segment takes."""
+        return self.shapes[segment - 1] if segment else self.input_shape
+
+
+def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
+    """Cuts a network at its cut points.
+
+    Segments and head share the memory of the network's tensors; their parameters are frozen. Each tensor of the network
+    is in exactly one of them: in the one that uses it, or, where the forward pass uses it nowhere, in that of the
+    tensor defined before it. Run in a row, they compute the same bits as the network does in eval mode.
+
+    Args:
+        network: Takes one batch of images; it stays as it is.
+        example_input: A batch (B, C, H, W) of the size to cut the network for.
+
+    Raises:
+        ArgumentTypeError: The example input is no batch.
+        CutError: The network has no features before its head, or no block.
+        UnsupportedNetworkError: The network cannot be traced, or not run on images of that shape.
+    """
+    graph = traced(network, example_input)
+    kind = type(network).__name__
+    if example_input.dim() != 4:
+        raise CutError(f"{kind} takes inputs of shape {tuple(example_input.shape)}; images (B, C, H, W) are accepted")
+    sink_constants(graph)
+    crossings = _crossings(graph)
+    last = _last_features(graph, crossings)
+    if last is None:
+        raise CutError(f"{kind} has no features (B, C, H, W) or (B, N, C) that all of its head is computed from")
+    points = _cut_points(_blocks(graph), crossings, last)
+    if not points:
+        raise CutError(f"{kind} has no block before its head; blocks hold two or more convolution or linear layers")
+
+    modules = sliced(graph, [crossing.node for crossing, _ in points], [crossing.position for crossing, _ in points])
+    return CutNetwork(
+        segments=modules[:-1],
+        head=modules[-1],
+        cut_points=[name for _, name in points],
+        shapes=[crossing.shape for crossing, _ in points],
+        input_shape=FeatureShape.of(example_input),
+    )
+
+
+class Crossing(NamedTuple):
+    """A place where one tensor alone crosses from before to after.
+
+    Attributes:
+        position: Of the last step before it.
+        node: The step that returned the tensor.
+        shape: What the tensor is.
+        pools: Whether that step pools.
+    """
+
+    position: int
+    node: fx.Node
+    shape: FeatureShape
+    pools: bool
+
+
+class _Block(NamedTuple):
+    """A block of the standardized network: its name, and the positions of its first and last step."""
+
+    name: str
+    start: int
+    end: int
+
+
+def sink_constants(graph: TracedNetwork) -> None:
+    """Moves what does not depend on the images to just before its first use, where it crosses no cut needlessly."""
+    depends = {graph.input}
+    nodes = graph.module.graph.nodes
+    for node in nodes:
+        if any(source in depends for source in node.all_input_nodes):
+            depends.add(node)
+    for node in reversed(list(nodes)):
+        if node not in depends and node.users and node.op != "output":
+            order = {user: i for i, user in enumerate(nodes)}
+            min(node.users, key=order.__getitem__).prepend(node)
+
+
+def _crossings(graph: TracedNetwork) -> list[Crossing]:
+    """All places where a single tensor of features crosses, in order."""
+    nodes = list(graph.module.graph.nodes)
+    position = {node: i for i, node in enumerate(nodes)}
+    shapes = feature_shapes(graph)
+    last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
+    torn = _torn(graph, nodes)
+
+    found: list[Crossing] = []
+    alive: set[fx.Node] = set()
+    for i, node in enumerate(nodes):
+        alive = {other for other in alive if last_use[other] > i}
+        if last_use[node] > i:
+            alive.add(node)
+        tensors = [other for other in alive if graph.values[other].holds_tensors]
+        if len(tensors) != 1 or tensors[0] not in shapes or tensors[0] is graph.input or torn[i]:
+            continue
+        if all(is_restorable(graph.values[other]) for other in alive if other is not tensors[0]):
+            pools = _pools(graph, tensors[0]) or _drops_tokens(tensors[0], shapes)
+            found.append(Crossing(i, tensors[0], shapes[tensors[0]], pools))
+    return found
+
+
+def _torn(graph: TracedNetwork, nodes: Sequence[fx.Node]) -> list[bool]:
+    """Whether a parameter or buffer is used both up to a position and after it."""
+    spans: dict[int, tuple[int, int]] = {}
+    for i, node in enumerate(nodes):
+        for tensor in tensors_of(graph, node):
+            first, _ = spans.get(id(tensor), (i, i))
+            spans[id(tensor)] = (first, i)
+    torn = [False] * len(nodes)
+    for first, last in spans.values():
+        torn[first:last] = [True] * (last - first)
+    return torn
+
+
+def tensors_of(graph: TracedNetwork, node: fx.Node) -> Iterable[torch.Tensor]:
+    """The parameters and buffers that a step uses."""
+    if node.op == "call_module":
+        module = graph.module.get_submodule(str(node.target))
+        return [*module.parameters(), *module.buffers()]
+    if node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        value = getattr(graph.module.get_submodule(owner), name)
+        return [value] if isinstance(value, torch.Tensor) else []
+    return []
+
+
+_POOLING_LAYERS = (
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+)
+_POOLING_FUNCTIONS = frozenset(
+    ("mean", "amax", "max", "sum", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
+)
+
+
+def _pools(graph: TracedNetwork, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.module.get_submodule(str(node.target)), _POOLING_LAYERS)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in _POOLING_FUNCTIONS
+
+
+def _drops_tokens(node: fx.Node, shapes: Mapping[fx.Node, FeatureShape]) -> bool:
+    """Whether a step takes some of the tokens only, as heads do that average without the class token."""
+    before = next((shapes[source] for source in node.all_input_nodes if source in shapes), None)
+    after = shapes[node]
+    return before is not None and before.kind == after.kind == "tokens" and after.size[0] < before.size[0]
+
+
+def _blocks(graph: TracedNetwork) -> list[_Block]:
+    """The network's blocks that the forward pass goes through, in order of execution."""
+    nodes = list(graph.module.graph.nodes)
+    position = {node: i for i, node in enumerate(nodes)}
+    steps: dict[str, list[int]] = {}
+    for i, node in enumerate(nodes):
+        for path, _ in node.meta.get("nn_module_stack", {}).values():
+            steps.setdefault(path, []).append(i)
+    sequence = standardize_blocks(graph.root)
+    found: dict[str, _Block] = {}
+    for element in sequence.elements:
+        name = _common_parent(sequence.names[element.start : element.stop])
+        if not element.is_block or not name:
+            continue
+        # Inside a step that cannot be traced only that step is seen.
+        seen = next((part for part in _with_parents(name) if part in steps), None)
+        if seen is not None:
+            inside = [*steps[seen], *(position[node] for node in graph.outputs.get(seen, ()))]
+            found[name] = _Block(name, min(inside), max(inside))
+    return sorted(found.values(), key=lambda block: (block.start, block.end))
+
+
+def _common_parent(names: Sequence[str]) -> str:
+    """Name of the innermost module that holds all of these."""
+    paths = [name.split(".") for name in names]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def _with_parents(name: str) -> Iterable[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _last_features(graph: TracedNetwork, crossings: Sequence[Crossing]) -> Crossing | None:
+    """The last tensor before the global pooling."""
+    pixel = len(crossings)  # from here on, all is down to one pixel
+    while pixel and crossings[pixel - 1].shape.height * crossings[pixel - 1].shape.width == 1:
+        pixel -= 1
+    # Small images are so before the pooling, which then shows by its kind; a convolution may have done it, too.
+    end = len(crossings)
+    for i in range(end - 1, pixel - 1, -1):
+        if crossings[i].pools or (i == pixel > 0 and not any(True for _ in tensors_of(graph, crossings[i].node))):
+            end = i
+    # Pooling to more than one pixel, as before a flattening, belongs to the head too.
+    while end and crossings[end - 1].pools:
+        end -= 1
+    return crossings[end - 1] if end else None
+
+
+def _cut_points(blocks: Sequence[_Block], crossings: Sequence[Crossing], last: Crossing) -> list[tuple[Crossing, str]]:
+    """The places to cut at, the last before the head, each with the name of the block before it."""
+    body = [block for block in blocks if block.start <= last.position]
+    points: dict[int, tuple[Crossing, str]] = {}
+    for block, following in pairwise(body):
+        between = [c for c in crossings if block.end <= c.position < following.start and c.position <= last.position]
+        if between:
+            points[between[-1].position] = (between[-1], block.name)
+    if body:
+        points[last.position] = (last, body[-1].name)
+    return [points[position] for position in sorted(points)]

@@ -1,0 +1,103 @@
+"""The Frobenius score of whole networks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from pyassemble.assemble.score import score, score_batch, score_table
+from pyassemble.errors import ArgumentTypeError, OutOfRangeError, PyAssembleError, TensorError
+from pyassemble.kernels import perturb
+from tests.networks import build, same_state, snapshot
+
+
+class WithFeatures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()), nn.Linear(6, 2)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+def by_formula(f: object, images: Tensor, alpha: float, seed: int) -> float:
+    with torch.no_grad():
+        clean, moved = f(images).double(), f(perturb(images, alpha, seed=seed)).double()  # type: ignore[operator]
+    return math.log(float((clean - moved).flatten(1).norm(dim=1).mean()))
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:shufflenet_v2_x0_5", "timm:vit_tiny_patch16_224"])
+def test_is_equation_4_of_any_network(name: str) -> None:
+    network = build(name).eval()
+    images = torch.randn(3, 3, 224, 224) if "vit" in name else torch.randn(5, 3, 40, 40)
+    expected = by_formula(network, images, 0.05, 9)
+    assert score(network, images, alpha=0.05, seed=9, batch_size=2) == pytest.approx(expected, abs=2e-3)
+
+
+def test_features_where_there_are_any() -> None:
+    network, images = WithFeatures().eval(), torch.randn(7, 3, 9, 9)
+    assert score(network, images) == pytest.approx(by_formula(network.features, images, 0.01, 0), abs=1e-4)
+
+
+def test_the_size_of_batches_does_not_matter() -> None:
+    network, images = WithFeatures(), torch.randn(7, 3, 9, 9)
+    values = [score(network, images, batch_size=size) for size in (1, 2, 7, 100)]
+    assert max(values) - min(values) < 1e-5
+
+
+def test_several_at_once_are_the_same() -> None:
+    networks = [WithFeatures(), timm.create_model("resnet10t", num_classes=3), WithFeatures()]
+    images = torch.randn(5, 3, 32, 32)
+    found = score_batch(networks, images, seed=4)
+    assert found.shape == (3,)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [score(network, images, seed=4) for network in networks]
+    assert len(score_batch([], images)) == 0
+
+
+def test_beside_the_number_of_parameters() -> None:
+    networks = {"a": WithFeatures(), "b": nn.Flatten()}
+    table = score_table(networks, torch.randn(2, 3, 9, 9))
+    assert [(row.name, row.parameters) for row in table] == [("a", 3 * 6 * 9 + 6 + 12 + 14), ("b", 0)]
+
+
+def test_leaves_the_network_as_it_was() -> None:
+    network = WithFeatures().train()
+    network.body[1].eval()
+    before = snapshot(network)
+    score(network, torch.randn(4, 3, 9, 9))
+    assert same_state(network, before)
+    assert [network.training, network.body[1].training, network.body[0].training] == [True, False, True]
+    with pytest.raises(RuntimeError):
+        score(network, torch.randn(4, 5, 9, 9))
+    assert network.training
+
+
+def test_bad_input() -> None:
+    network, images = WithFeatures(), torch.randn(2, 3, 9, 9)
+    nan = WithFeatures()
+    nan.body[0].weight.data[0, 0, 0, 0] = math.nan
+    for call, kind, words in [
+        (lambda: score(nan, images), TensorError, r"network 0 \(WithFeatures\).*NaN"),
+        (lambda: score_batch([network, nan], images), TensorError, r"network 1 \(WithFeatures\).*NaN"),
+        (lambda: score(network, images[:0]), TensorError, "N at least 1"),
+        (lambda: score(network, images * math.nan), TensorError, "the input"),
+        (lambda: score(network, [1]), ArgumentTypeError, "images must be a tensor"),
+        (lambda: score("resnet18", images), ArgumentTypeError, "torch.nn.Module"),
+        (lambda: score_batch(network, images), ArgumentTypeError, "sequence"),
+        (lambda: score(network, images, batch_size=0), OutOfRangeError, "batch_size"),
+        (lambda: score(network, images, seed=-1), OutOfRangeError, "seed"),
+        (lambda: score(nn.Flatten(0), images), TensorError, r"gave \(972,\) for 4 images"),
+        (lambda: score(nn.LSTM(9, 2), images[:, 0]), TensorError, "gave tuple"),
+    ]:
+        with pytest.raises(kind, match=words):
+            call()
+        with pytest.raises(PyAssembleError):
+            call()
