@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyassemble.assemble.assembly import Assembly
 from pyassemble.assemble.candidates import SELECTIONS, Candidate
@@ -19,10 +18,11 @@ from pyassemble.errors import ArgumentTypeError, OutOfRangeError, PyAssembleErro
 from pyassemble.training.accelerated import make_accelerator
 from pyassemble.training.data import Data, LabelledImages
 from pyassemble.training.metrics import measure_cost, measure_quality
+from pyassemble.training.progress import progress_bar
 from pyassemble.training.seeding import derived_generator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pyassemble.assemble.repository import Repository
 
@@ -109,9 +109,10 @@ def assemble(
         found = kept.load()
         if found is not None:
             search.restore(*found)
-    with _bar(search, epochs, progress) as advance:
+    steps = search.steps()
+    with progress_bar(epochs * steps, progress, done=search.epoch * steps) as advance:
         while search.epoch < epochs:
-            record = search.run_epoch(advance)
+            record = search.run_epoch(lambda words: advance(f"epoch {search.epoch + 1} of {epochs}, {words}"))
             if kept is not None and accelerator.is_main_process:
                 kept.save(search.epoch, search.document(), search.tensors())
             accelerator.wait_for_everyone()
@@ -234,22 +235,3 @@ def _agreement(history: list[EpochRecord]) -> float | None:
         return None
     tau = float(kendalltau(*zip(*pairs, strict=True)).statistic)
     return None if math.isnan(tau) else tau
-
-
-@contextmanager
-def _bar(search: Search, epochs: int, progress: bool | None) -> Iterator[Callable[[str], None]]:
-    """A progress bar over all steps of all epochs."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    shown = console.is_terminal if progress is None else progress
-    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
-        steps = search.steps()
-        task = bar.add_task("assembling", total=epochs * steps, completed=search.epoch * steps)
-
-        def advance(words: str) -> None:
-            bar.update(task, advance=1, description=f"epoch {search.epoch + 1} of {epochs}, {words}")
-
-        yield advance

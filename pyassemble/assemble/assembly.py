@@ -15,10 +15,11 @@ from pyassemble.assemble.head import Head
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, RecipeError, TensorError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pyassemble.assemble.recipe import Recipe
     from pyassemble.assemble.repository import Block, Repository
+    from pyassemble.training.data import LabelledImages
 
 
 class Assembly(nn.Module):
@@ -175,6 +176,43 @@ class Assembly(nn.Module):
     def blocks_trained(self) -> bool:
         """Whether the blocks are trained with the stitches and the head."""
         return self._blocks_trained
+
+    def finetune(
+        self,
+        train: LabelledImages,
+        *,
+        validation: LabelledImages | None = None,
+        epochs: int,
+        mode: str = "stitches",
+        learning_rate: float | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        smoothing: float = 0.1,
+        mixed_precision: str | None = None,
+        progress: bool | None = None,
+        after_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Trains the stitches and the head, or everything; see :func:`pyassemble.assemble.finetuning.finetune`."""
+        from pyassemble.assemble.finetuning import finetune
+
+        return finetune(
+            self,
+            train,
+            validation=validation,
+            epochs=epochs,
+            mode=mode,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            mixup=mixup,
+            cutmix=cutmix,
+            smoothing=smoothing,
+            mixed_precision=mixed_precision,
+            progress=progress,
+            after_epoch=after_epoch,
+        )
 
     @property
     def num_parameters(self) -> int:

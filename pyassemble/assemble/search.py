@@ -24,6 +24,7 @@ from pyassemble.assemble.initialization import fit_stitch
 from pyassemble.assemble.partition import Embedding, Partition, PartitionNetwork
 from pyassemble.assemble.ppo import PPO
 from pyassemble.assemble.prefixes import Executions, refuse_non_finite
+from pyassemble.assemble.repository import Block
 from pyassemble.assemble.score import score_chains
 from pyassemble.errors import PyAssembleError, TensorError
 from pyassemble.training.accelerated import average_gradients, mean_over_processes
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from pyassemble.assemble.repository import Block, Repository
+    from pyassemble.assemble.repository import Repository
     from pyassemble.assemble.settings import SearchSettings
     from pyassemble.training.data import Data
 
@@ -126,7 +127,7 @@ class Search:
         self.history: list[EpochRecord] = []
         self.best: dict[str, Candidate] = {}
         self.executions = Executions()
-        self.policy, self._embedding = _policy(repository, blocks)
+        self.policy, self._embedding, self._embedded = _policy(repository, blocks)
         self.network = AssemblyNetwork(
             repository,
             num_classes,
@@ -449,6 +450,8 @@ class Search:
     def _embed(self, images: Tensor) -> Tensor:
         self._check_images(images)
         features: Tensor = self._embedding(images)
+        if not features.isfinite().all():
+            refuse_non_finite(self.network.chain((self._embedded,)), images)
         return features
 
     def _check_images(self, images: Tensor) -> None:
@@ -523,8 +526,8 @@ def described(path: tuple[Block, ...]) -> str:
     return " → ".join(f"{block.network}[{block.first}..{block.last}]" for block in path)
 
 
-def _policy(repository: Repository, blocks: int) -> tuple[PartitionNetwork, Embedding]:
-    """The partition network over all cut points, and its embedding: the features of the smallest network."""
+def _policy(repository: Repository, blocks: int) -> tuple[PartitionNetwork, Embedding, Block]:
+    """The partition network over all cut points; its embedding, the features of the smallest network; that network."""
     networks = {name: repository[name] for name in repository.names}
     # The end of the last segment is no place to cut: nothing follows.
     policy_over = {name: len(network.segments) - 1 for name, network in networks.items()}
@@ -532,12 +535,13 @@ def _policy(repository: Repository, blocks: int) -> tuple[PartitionNetwork, Embe
         name: sum(p.numel() for segment in network.segments for p in segment.parameters())
         for name, network in networks.items()
     }
-    smallest = networks[min(sizes, key=lambda name: sizes[name])]
+    name = min(sizes, key=lambda name: sizes[name])
+    smallest = networks[name]
     shape = smallest.shapes[-1]
     last = shape.kind == "tokens" or shape.channels_last
     embedding = Embedding(smallest.features, channel_dim=-1 if last else 1)
     policy = PartitionNetwork(shape.channels, policy_over, cuts=blocks - 1).to(repository.device)
-    return policy, embedding
+    return policy, embedding, Block(name, 0, len(smallest) - 1)
 
 
 @contextmanager

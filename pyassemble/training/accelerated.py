@@ -6,7 +6,7 @@ loops call :func:`average_gradients` themselves between backward and the optimiz
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("no", "bf16", "fp16")
 
+_OURS = "_made_by_pyassemble"
+
 
 def make_accelerator(device: torch.device | str | None = None, *, mixed_precision: str | None = None) -> Accelerator:
     """This process's accelerator.
 
     Accelerate keeps one state a process: where the caller already has an ``Accelerator``, its settings are taken, and
-    what contradicts them is refused.
+    what contradicts them is refused. A state that an earlier call made gives way to the new one.
 
     Args:
         device: "cpu" keeps the computation off a GPU that is there; otherwise accelerate's choice: this process's GPU,
@@ -40,17 +42,25 @@ def make_accelerator(device: torch.device | str | None = None, *, mixed_precisio
         ArgumentTypeError: Accelerate is already set up in another way in this process.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     if mixed_precision not in (None, *PRECISIONS):
         raise UnknownOptionError("mixed_precision", mixed_precision, PRECISIONS)
     cpu = device is not None and torch.device(device).type == "cpu"
+    state: dict[str, Any] = AcceleratorState._shared_state
+    differs = mixed_precision not in (None, state.get("_mixed_precision")) or cpu != state.get("_cpu")
+    if differs and state.get(_OURS) and state["num_processes"] == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    ours = not state
     try:
-        return Accelerator(cpu=cpu, mixed_precision=mixed_precision, device_placement=False)
+        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, device_placement=False)
     except ValueError as error:
         raise ArgumentTypeError(
             f"device {device}, mixed precision {mixed_precision}: accelerate is already set up otherwise in this "
             f"process ({str(error).splitlines()[0]})"
         ) from error
+    state.setdefault(_OURS, ours)
+    return accelerator
 
 
 @torch.no_grad()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 from pyassemble.assemble.repository import Repository
-from tests.networks import scramble
+from pyassemble.training import fit
 
 CLASSES = 3
 
@@ -34,14 +37,27 @@ def residual(*channels: int, seed: int) -> nn.Sequential:
     stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], 10))
     network = nn.Sequential(stem, *blocks, head)
-    scramble(network, seed)
     return network
 
 
-def repository() -> Repository:
-    """Two small residual networks for 8 × 8 images, of 5 and 6 segments."""
+@cache
+def _trained() -> dict[str, nn.Module]:
     networks = {"wide": residual(12, 12, 16, 20, 20, seed=1), "deep": residual(8, 8, 10, 10, 12, 14, seed=2)}
-    return Repository(networks, torch.zeros(2, 3, 8, 8))
+    images, labels = problem(512, seed=5)
+    for network in networks.values():
+        fit(network, images, labels, epochs=6, batch_size=32, learning_rate=3e-3)
+    return networks
+
+
+def repository() -> Repository:
+    """Two small residual networks for 8 × 8 images, of 5 and 6 segments, trained a little on other images."""
+    return Repository({name: copy.deepcopy(network) for name, network in _trained().items()}, torch.zeros(2, 3, 8, 8))
+
+
+@cache
+def shared_repository() -> Repository:
+    """The same one for all tests that only read it."""
+    return repository()
 
 
 def problem(count: int, size: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:

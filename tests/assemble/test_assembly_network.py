@@ -9,13 +9,13 @@ from pyassemble.assemble.assembly_network import AssemblyNetwork
 from pyassemble.assemble.partition import blocks_of
 from pyassemble.assemble.prefixes import run_chains
 from pyassemble.errors import UnknownOptionError
-from tests.assemble.small import CLASSES, problem, repository
+from tests.assemble.small import CLASSES, problem, shared_repository
 
 PARTITION = {"wide": (0, 2), "deep": (1, 3)}
 
 
 def network(**options: object) -> AssemblyNetwork:
-    return AssemblyNetwork(repository(), CLASSES, blocks=3, **options)  # type: ignore[arg-type]
+    return AssemblyNetwork(shared_repository(), CLASSES, blocks=3, **options)  # type: ignore[arg-type]
 
 
 def test_is_the_chain_times_the_probabilities() -> None:
