@@ -1,8 +1,19 @@
 """The command line: a command reads, validates, calls one public function and prints."""
 
 # Importing a command's module adds it to the program, in the order in which the help lists them.
-from pyassemble.cli import quickstart, similarity, transfer, zoo
+from pyassemble.cli import quickstart, similarity, transfer, zoo, merge  # isort: skip
 from pyassemble.cli.options import Matching, Method, Standardization
 from pyassemble.cli.program import app, main
 
-__all__ = ["Matching", "Method", "Standardization", "app", "main", "quickstart", "similarity", "transfer", "zoo"]
+__all__ = [
+    "Matching",
+    "Method",
+    "Standardization",
+    "app",
+    "main",
+    "merge",
+    "quickstart",
+    "similarity",
+    "transfer",
+    "zoo",
+]

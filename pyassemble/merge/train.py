@@ -44,7 +44,7 @@ class MergeResult:
 
     Attributes:
         network: The merged network, in eval mode; of the teachers' class where it has their size.
-        history: An entry for the student as it was given ("start"), each epoch of learning importance ("importance"),
+        history: An entry for the student as it was given, all gates open ("start"), each epoch of learning importance ("importance"),
             the network right after compression ("compressed"), and each epoch of fine-tuning ("fine-tuning"). Where it
             applies an entry has epoch, loss, sparsity, lambda, learning_rate, seconds, open (gates more likely open
             than closed: group to one number for each teacher), and validation (accuracy, auroc, loss, images).
@@ -165,7 +165,8 @@ class _Run:
     def go_on(self, advance: Callable[[str], None], entered: Callable[[dict[str, Any]], None]) -> None:
         """From where the run stands to its end."""
         if not self.history:
-            self._enter({"stage": "start", "epoch": 0, "open": self.student.open_gates()}, entered)
+            with self.student.opened():
+                self._enter({"stage": "start", "epoch": 0, "open": self.student.open_gates()}, entered)
         while self.epoch < self.epochs:
             if self.epoch == self.importance_epochs and not self.selection:
                 self._compress(self.student.selection())

@@ -103,6 +103,14 @@ class Checkpoint:
             if old.name != name:
                 old.unlink()
 
+    def discard(self) -> None:
+        """Removes what was saved, and the folder if nothing else is in it."""
+        self._document.unlink(missing_ok=True)
+        for tensors in self.folder.glob("epoch-*.safetensors"):
+            tensors.unlink()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
     def _compare(self, saved: dict[str, Any]) -> None:
         for name, value in json.loads(json.dumps(self.identity)).items():
             if saved.get(name) != value:
