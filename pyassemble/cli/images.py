@@ -28,11 +28,14 @@ def preprocessing_for(network: nn.Module, size: int | None) -> Preprocessing:
     config = getattr(network, "pretrained_cfg", None)
     found = config if isinstance(config, Mapping) else {}
     shape = found.get("input_size")
-    if size is None and shape is None:
+    if size is not None:
+        if size < 1:
+            raise DataSpecError(f"--size {size}; accepted: at least 1")
+        height = width = size
+    elif shape is not None:
+        height, width = int(shape[1]), int(shape[2])
+    else:
         raise DataSpecError(f"{type(network).__name__} does not say which size of images it takes; give it with --size")
-    height, width = (size, size) if size is not None else (int(shape[1]), int(shape[2]))
-    if height < 1 or width < 1:
-        raise DataSpecError(f"--size {size}; accepted: at least 1")
     statistics = {name: tuple(map(float, found[name])) for name in ("mean", "std") if found.get(name) is not None}
     channels = 3 if shape is None else int(shape[0])
     return Preprocessing(channels, height, width, **statistics)
