@@ -26,12 +26,24 @@ def wide_dense(layers: Sequence[Any], entering: Places | None, leaving: Places |
     """
     first = layers[0]
     into, out = (0, 1) if getattr(first, "transposed", False) else (1, 0)
-    shape = list(first.weight.shape)
+    weight = wide_weight([layer.weight for layer in layers], entering, leaving, into, out)
+    bias = None
+    if first.bias is not None:
+        biases = [layer.bias.detach() for layer in layers]
+        bias = torch.stack(biases).mean(0) if leaving is None else gathered(biases, leaving)
+    return _resized(first, weight, bias, entering=weight.shape[into], leaving=weight.shape[out])
+
+
+def wide_weight(
+    weights: Sequence[Tensor], entering: Places | None, leaving: Places | None, into: int, out: int
+) -> Tensor:
+    """The weight of :func:`wide_dense` from the teachers' weights, ``into`` and ``out`` their two channel dimensions."""
+    shape = list(weights[0].shape)
     shape[into] = shape[into] if entering is None else entering.size
     shape[out] = shape[out] if leaving is None else leaving.size
-    weight = first.weight.new_zeros(shape)
-    for teacher, layer in enumerate(layers):
-        block, rows, columns = layer.weight.detach(), None, None
+    weight = weights[0].detach().new_zeros(shape)
+    for teacher, own in enumerate(weights):
+        block, rows, columns = own.detach(), None, None
         if entering is not None:
             columns = torch.nonzero(entering.teacher == teacher)[:, 0]
             block = block.index_select(into, entering.index[columns])
@@ -39,13 +51,9 @@ def wide_dense(layers: Sequence[Any], entering: Places | None, leaving: Places |
             rows = torch.nonzero(leaving.teacher == teacher)[:, 0]
             block = block.index_select(out, leaving.index[rows])
         else:
-            block = block / len(layers)
+            block = block / len(weights)
         _add_block(weight, block, out, rows, into, columns)
-    bias = None
-    if first.bias is not None:
-        biases = [layer.bias.detach() for layer in layers]
-        bias = torch.stack(biases).mean(0) if leaving is None else gathered(biases, leaving)
-    return _resized(first, weight, bias, entering=shape[into], leaving=shape[out])
+    return weight
 
 
 def _add_block(

@@ -75,8 +75,13 @@ def _check_mean(student: WideStudent, teachers: list[nn.Module], example_input: 
     """No silent mistake: the student must give the mean of the teachers' outputs on the example."""
     arguments = example_arguments(example_input)
     outputs = [_tensors(teacher(*arguments)) for teacher in teachers]
-    with student.opened():
-        wide = _tensors(student(*arguments))
+    try:
+        with student.opened():
+            wide = _tensors(student(*arguments))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UnsupportedOperationError(
+            f"{type(teachers[0]).__name__} computes with sizes in a way that is not known: {_first_line(error)}"
+        ) from error
     for parts, value in zip(zip(*outputs, strict=True), wide, strict=True):
         mean = torch.stack(parts).mean(0)
         error = float((value - mean).abs().max()) if mean.numel() else 0.0
@@ -90,3 +95,7 @@ def _check_mean(student: WideStudent, teachers: list[nn.Module], example_input: 
 
 def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

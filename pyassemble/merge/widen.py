@@ -25,6 +25,7 @@ from pyassemble.merge.layers import (
     wide_dense,
     wide_grouped,
     wide_norm,
+    wide_weight,
 )
 from pyassemble.merge.layout import Kept, Places, recognize, wide_labels
 from pyassemble.network import operations as ops
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 #: Places of a node's value: one for a tensor, None where no dimension is wide, or a tuple of these.
 Wide = Any
 
-_RESHAPES = ("reshape", "view", "flatten", "unflatten")
+_RESHAPES = ("reshape", "view", "flatten", "unflatten", "reshape_as", "view_as")
 _PICKS = ("getitem", "split", "chunk", "unbind", "narrow", "select")
 
 
@@ -254,6 +255,8 @@ class _Widener:
 
     def attribute(self, node: fx.Node) -> tuple[Any, Wide]:
         name, labels = str(node.target), self.label(node)
+        if node in self.coupling.held:
+            return None, None  # made by the function that uses it
         if labels is None:
             values = [attribute(teacher, name) for teacher in (self.root, *self.teachers) if has(teacher, name)]
             if any(not torch.equal(values[0], value) for value in values[1:]):
@@ -339,6 +342,43 @@ class _Widener:
         self.note(f"{name}.bias", 0, leaving)
         return self.call(node, name, wide_grouped(layers, chosen), x), leaving
 
+    def function_linear(self, node: fx.Node) -> tuple[Any, Wide]:
+        """``F.linear`` with a parameter of the network as its weight."""
+        argument, weight, bias = ops.linear_arguments(node)
+        name, places = str(weight.target), self.placed(argument)
+        dim = self.fact(node).ndim - 1
+        if places.dim != dim:
+            self.refuse(node, "applies one teacher's weights to another's channels")
+        x = self.gated(node, self.made[argument], places)
+        leaving = self.kept.places(self.coupling.produced[name], dim)
+        self.note(name, 1, places)
+        self.note(name, 0, leaving)
+        self.folds.append(Fold(name, 1, self.coupling.mixing[node][places.index], places.teacher))
+        weights = [teacher.get_parameter(name) for teacher in self.teachers]
+        self.modules[name] = nn.Parameter(wide_weight(weights, places, leaving, 1, 0))
+        made = self.graph.create_node("get_attr", name, (), {})
+        own = None
+        if bias is not None and self.placed(bias) is not None:
+            own = self.reordered(node, bias, leaving.on(0))
+        elif bias is not None:
+            index = self.tensor("order", leaving.index.to(self.device))
+            own = self.graph.call_function(torch.index_select, (self.made[bias], 0, index))
+        return self.graph.call_function(node.target, (x, made, own)), leaving  # type: ignore[arg-type]
+
+    def filtered(self, node: fx.Node) -> tuple[Any, Wide]:
+        """A convolution of each channel by itself with a fixed filter."""
+        argument, weight, _ = ops.convolution_arguments(node)
+        places = self.placed(argument)
+        index = self.tensor("order", places.index.to(self.device))
+        filters = self.graph.call_function(torch.index_select, (self.made[weight], 0, index))
+        values = {
+            name: self.map(value)
+            for name, value in zip(("bias", "stride", "padding", "dilation"), node.args[2:], strict=False)
+        }
+        values |= {name: self.map(value) for name, value in node.kwargs.items() if name not in ("input", "weight")}
+        values["groups"] = places.size
+        return self.graph.call_function(node.target, (self.made[argument], filters), values), places  # type: ignore[arg-type]
+
     def gated(self, node: fx.Node, x: Any, places: Places | None) -> Any:
         if self.gate is None or places is None:
             return x
@@ -390,6 +430,10 @@ class _Widener:
             return self.per_teacher(node)
         if name == "pad":
             return self.padded(node)
+        if node.target in ops.LINEAR:
+            return self.function_linear(node)
+        if node.target in ops.CONVOLUTIONS:
+            return self.filtered(node)
         if kind == ops.REDUCTION:
             return self.reduction(node)
         if node.target in ops.MATMULS or node.target in ops.ATTENTION:
@@ -453,6 +497,12 @@ class _Widener:
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         assert isinstance(dim, int)
         dim %= self.fact(node).ndim
+        for place, part in enumerate(parts):
+            if (node, place) in self.coupling.filled:
+                line = self.kept.places(self.coupling.filled[node, place], dim)
+                index = self.tensor("order", line.index.to(self.device))
+                self.made[part] = self.graph.call_function(torch.index_select, (self.made[part], dim, index))  # type: ignore[index]
+                self.wide[part] = line  # type: ignore[index]
         first = self.placed(parts[0])
         if not stacked and first.dim == dim:
             places = [self.placed(part) for part in parts]
@@ -466,7 +516,7 @@ class _Widener:
                 torch.cat([place.teacher for place in places]),
                 torch.cat([place.index + start for place, start in zip(places, starts[:-1], strict=True)]),
             )
-            return self.copied(node), joined
+            return self.graph.call_function(node.target, ([self.made[part] for part in parts], dim)), joined  # type: ignore[arg-type, index]
         made = []
         for part in parts:
             if self.placed(part) is None or self.placed(part).dim != first.dim:
@@ -477,10 +527,10 @@ class _Widener:
 
     def moved(self, node: fx.Node, name: str) -> tuple[Any, Wide]:
         argument = node.all_input_nodes[0]
-        if any(self.placed(other) is not None for other in node.all_input_nodes[1:]):
-            self.refuse(node, "moves channels by the shape of another tensor")
         if name in _RESHAPES:
             return self.reshaped(node, argument)
+        if any(self.placed(other) is not None for other in node.all_input_nodes[1:]):
+            self.refuse(node, "moves channels by the shape of another tensor")
         if name in ("expand", "expand_as"):
             return self.expanded(node, argument)
         if name in _PICKS and not isinstance(self.wide[argument], tuple):
@@ -510,7 +560,16 @@ class _Widener:
             before, after = apply(plain), apply(wide)
         except Exception as error:  # whatever torch raises where sizes do not fit
             self.refuse(node, f"does not fit several teachers' channels: {str(error).splitlines()[0]}")
-        return self.recognized(node, before, after, argument)
+        dims: list[int] | None = None
+        places = self.placed(argument)
+        if is_tensor(before) and places.size == plain.shape[places.dim]:
+            # Nothing is wider to be recognized by: where does a second copy go?
+            try:
+                twice = apply(torch.cat((plain, plain), places.dim))
+                dims = [d for d in range(before.ndim) if twice.shape[d] != before.shape[d]]
+            except (RuntimeError, IndexError):
+                dims = None
+        return self.recognized(node, before, after, argument, dims)
 
     def both_labels(self, argument: fx.Node) -> tuple[Tensor, Tensor]:
         """Labels of the teachers' and of the wide tensor, at their full shapes."""
@@ -521,14 +580,16 @@ class _Widener:
         wide = wide_labels(labels, places, self.coupling.count, shape[places.dim])
         return labels.expand(shape), wide.expand(wide_shape)
 
-    def recognized(self, node: fx.Node, before: Any, after: Any, argument: fx.Node) -> Wide:
+    def recognized(
+        self, node: fx.Node, before: Any, after: Any, argument: fx.Node, dims: list[int] | None = None
+    ) -> Wide:
         if isinstance(before, tuple | list):
             if len(before) != len(after):
                 self.refuse(node, "splits the teachers' channels at other places than one network's")
             return tuple(self.recognized(node, b, a, argument) for b, a in zip(before, after, strict=True))
         plain = compact(before)
         different = [d for d in range(before.ndim) if before.shape[d] != after.shape[d]]
-        dims = different or varying(plain) or list(range(before.ndim))
+        dims = different or dims or varying(plain) or list(range(before.ndim))
         if before.ndim != after.ndim or len(different) > 1:
             self.refuse(node, "does not do to several teachers' channels what it does to one network's")
         for dim in dims:
@@ -550,25 +611,26 @@ class _Widener:
         factor = wide.numel(), plain.numel()
         # Heads, not the channels inside them, are what teachers have more of.
         unit = self.kept.groups.unit_of[before]
-        likely = sorted(
-            reversed(varying(compact(before))), key=lambda d: bool((unit == unit.narrow(d, 0, 1)).all())
-        )
-        candidates = []
-        for dim in [*likely, *(d for d in range(len(shape)) if d not in likely)]:
-            size, rest = divmod(shape[dim] * factor[0], factor[1])
-            if rest or not size:
-                continue
-            target = [*shape[:dim], size, *shape[dim + 1 :]]
-            candidates.append((dim, target))
-            found = recognize(
-                _narrowed(wide.reshape(target), dim), _narrowed(before, dim), self.coupling.count, [dim]
-            )
-            if found is not None and found.size == self.expected(_narrowed(before, dim), dim):
-                return self.emit_reshape(node, argument, self.made[argument], shape, dim, size), found
-        for dim, target in candidates:
-            done = self.reshaped_after_reordering(node, argument, before, dim, target)
-            if done is not None:
-                return done
+        likely = [d for d in reversed(varying(compact(before))) if not bool((unit == unit.narrow(d, 0, 1)).all())]
+        if bool((unit == unit.reshape(-1)[0]).all()):
+            likely = [d for d in reversed(range(len(shape))) if shape[d] == 1]  # a single head
+        inside = [d for d in reversed(varying(compact(before))) if d not in likely]
+        others = [d for d in range(len(shape)) if d not in likely and d not in inside]
+        for dims in (likely, inside, others):
+            for dim, directly in [(d, True) for d in dims] + [(d, False) for d in dims]:
+                size, rest = divmod(shape[dim] * factor[0], factor[1])
+                if rest or not size:
+                    continue
+                target = [*shape[:dim], size, *shape[dim + 1 :]]
+                if not directly:
+                    done = self.reshaped_after_reordering(node, argument, before, dim, target)
+                    if done is not None:
+                        return done
+                    continue
+                line = _narrowed(before, dim)
+                found = recognize(_narrowed(wide.reshape(target), dim), line, self.coupling.count, [dim])
+                if found is not None and found.size == self.expected(line, dim):
+                    return self.emit_reshape(node, argument, self.made[argument], shape, dim, size), found
         return self.refuse(node, "does not do to several teachers' channels what it does to one network's")
 
     def reshaped_after_reordering(
@@ -603,6 +665,12 @@ class _Widener:
         self, node: fx.Node, argument: fx.Node, x: Any, shape: list[int], dim: int, size: int
     ) -> fx.Node:
         name = ops.operation_name(node)
+        if name.endswith("_as"):
+            like = node.args[1]
+            assert isinstance(like, fx.Node)
+            if self.placed(like) is None or self.placed(like).dim != dim or self.placed(like).size != size:
+                self.refuse(node, "takes the shape of a tensor with other channels")
+            return self.copied(node, (x, self.made[like]))
         if name == "flatten":
             return self.copied(node, (x, *self.map(node.args[1:])))
         if name == "unflatten":
@@ -614,12 +682,17 @@ class _Widener:
                 sizes[place] = size
             return self.graph.call_method("unflatten", (x, split, tuple(sizes)))
         given = node.args[1:] if len(node.args) > 2 else node.args[1:2] or (node.kwargs.get("shape"),)
-        sizes = list(self.map(given[0] if len(given) == 1 and isinstance(given[0], tuple | list) else given))
+        sizes = list(self.sizes(given))
         if len(sizes) != len(shape):
             self.refuse(node, "names its shape in a way that is not known")
         if sizes[dim] != -1:
             sizes[dim] = size
         return self.graph.call_method(name, (x, tuple(sizes)))
+
+    def sizes(self, given: tuple[Any, ...]) -> Any:
+        """The sizes that an operation names one by one, in a tuple, or as another tensor's shape."""
+        mapped = self.map(given)
+        return mapped[0] if len(mapped) == 1 and isinstance(mapped[0], tuple | list) else mapped
 
     def expanded(self, node: fx.Node, argument: fx.Node) -> tuple[Any, Wide]:
         places, ndim = self.placed(argument), self.fact(node).ndim
@@ -629,7 +702,7 @@ class _Widener:
         if ops.operation_name(node) == "expand_as":
             self.refuse(node, "moves channels by the shape of another tensor")
         given = node.args[1:] if len(node.args) > 2 else node.args[1:2]
-        sizes = list(self.map(given[0] if len(given) == 1 and isinstance(given[0], tuple | list) else given))
+        sizes = list(self.sizes(given))
         sizes[dim] = -1
         return self.graph.call_method("expand", (self.made[argument], *sizes)), places.on(dim)
 

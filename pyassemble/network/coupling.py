@@ -63,6 +63,9 @@ class Coupling:
         kinds: What ties the channels of a unit together, by one of its labels: "head" or "group".
         channels: The same channel.
         units: Kept or dropped together.
+        held: Parameters that a function, not a module, uses as the weight of a linear layer.
+        filled: Labels of what belongs to no network in particular and is joined with channels, by the joining node and
+            its place there.
         count: How many labels there are.
     """
 
@@ -77,6 +80,8 @@ class Coupling:
     kinds: dict[int, str] = field(default_factory=dict)
     channels: Relation = field(default_factory=Relation)
     units: Relation = field(default_factory=Relation)
+    held: set[fx.Node] = field(default_factory=set)
+    filled: dict[tuple[fx.Node, int], Tensor] = field(default_factory=dict)
     count: int = 0
 
 
@@ -161,6 +166,9 @@ class _Walk:
         name, value = str(node.target), self.fact(node)
         if not is_tensor(value) or not value.is_floating_point() or name not in self.owned:
             return None
+        if node.users and all(ops.is_weight_of(node, user) for user in node.users):
+            self.result.held.add(node)
+            return None
         if name in self.result.produced:
             return self.result.produced[name]
         labels = self.new(*value.shape)
@@ -235,6 +243,10 @@ class _Walk:
             return self.attention(node)
         if node.target in ops.NORM_FUNCTIONS:
             return self.norm_function(node)
+        if node.target in ops.LINEAR:
+            return self.function_linear(node)
+        if node.target in ops.CONVOLUTIONS:
+            return self.filtered(node)
         return self.refuse(node, "is not known")
 
     # -- Layers ------------------------------------------------------------------------------------------------------
@@ -285,6 +297,33 @@ class _Walk:
         if module.bias is not None:
             self.site(f"{name}.bias", 0, leaving)
         return _on_dim(leaving, ndim - 1, ndim)
+
+    def function_linear(self, node: fx.Node) -> Labels:
+        """``F.linear`` with a parameter of the network as its weight."""
+        x, weight, bias = ops.linear_arguments(node)
+        if weight not in self.result.held or self.given(x) is None:
+            self.refuse(node, "multiplies by a weight that is no parameter of the network, or the network's input")
+        name, ndim = str(weight.target), self.fact(node).ndim
+        if name in self.result.produced:
+            self.refuse(node, f"uses the parameter {name!r} again; a parameter of its own for each use is needed")
+        entering = self.line(node, self.given(x), -1, self.fact(weight).shape[1])
+        self.result.mixing[node] = entering
+        self.site(name, 1, entering)
+        leaving = self.born(name, self.fact(weight).shape[0])
+        self.site(name, 0, leaving)
+        if bias is not None and self.given(bias) is not None:
+            self.result.channels.relate(self.given(bias), leaving)
+        return _on_dim(leaving, ndim - 1, ndim)
+
+    def filtered(self, node: fx.Node) -> Labels:
+        """A convolution of each channel by itself with a filter that is no parameter, as for blurring."""
+        x, weight, groups = ops.convolution_arguments(node)
+        labels = self.given(x)
+        shape = self.fact(weight).shape
+        if labels is None or self.given(weight) is not None or not groups == shape[0] == self.fact(x).shape[1]:
+            self.refuse(node, "convolves with a weight that is no layer's; a fixed filter for each channel is known")
+        self.line(node, labels, 1, groups)
+        return labels
 
     def channel_norm(self, node: fx.Node, module: Any, labels: Labels) -> Labels:
         self.check_inside(node, module)
@@ -370,8 +409,13 @@ class _Walk:
         assert isinstance(dim, int)
         dim %= self.fact(node).ndim
         shapes = [self.fact(part).shape for part in parts]
-        if any(labels is None for labels in given):
-            self.refuse(node, "joins channels with what belongs to no network in particular")
+        for place, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
+            if given[place] is None:
+                known = next(labels for labels in given if labels is not None)
+                if stacked or varying(known) != [dim]:
+                    self.refuse(node, f"joins channels with {describe(part, self.root)}, which belongs to no network")
+                given[place] = _on_dim(self.new(shape[dim]), dim, len(shape))
+                self.result.filled[node, place] = given[place].reshape(-1)
         spread = [labels for labels, shape in zip(given, shapes, strict=True) if stacked or _even(labels, shape, dim)]
         if spread:
             first = min(spread, key=torch.Tensor.numel)
@@ -438,8 +482,12 @@ class _Walk:
         return labels
 
     def spatial(self, node: fx.Node, labels: Tensor) -> Labels:
-        if any(dim > 1 for dim in varying(labels)):
+        inner = [dim for dim in varying(labels) if dim > 1]
+        if inner and labels.shape[1] == 1:
             self.refuse(node, "pools over channels")
+        for dim in inner:  # a parameter with a label for every position
+            self.result.channels.relate(labels, labels.narrow(dim, 0, 1))
+            labels = labels.narrow(dim, 0, 1)
         return labels
 
     def product(self, node: fx.Node) -> Labels:

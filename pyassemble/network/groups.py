@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyassemble.errors import UnsupportedOperationError
 from pyassemble.network.coupling import Site
+from pyassemble.network.traced import holds_tensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -74,16 +75,14 @@ def find_groups(coupling: Coupling) -> Groups:
     group_of = np.full(coupling.count, -1, np.int64)
     unit_of = np.full(coupling.count, -1, np.int64)
     sizes: list[int] = []
-    firsts: list[int] = []
     for unit in members.tolist():
         number = numbers.setdefault((int(component[unit]), tuple(signatures[unit])), len(numbers))
         if number == len(sizes):
             sizes.append(0)
-            firsts.append(unit)
         group_of[unit], unit_of[unit] = number, sizes[number]
         sizes[number] += 1
     kinds = _unit_kinds(coupling, units, group_of)
-    names = _names(coupling, firsts)
+    names = _names(coupling, units, group_of, len(sizes))
     groups = [ChannelGroup(name, kinds.get(k, "channel"), sizes[k]) for k, name in enumerate(names)]
     return Groups(groups, sites, torch.from_numpy(group_of[units]), torch.from_numpy(unit_of[units]))
 
@@ -95,6 +94,8 @@ def _parameter_sites(coupling: Coupling, units: npt.NDArray[np.int64]) -> list[S
         labels = coupling.labels[node]
         if node.op != "get_attr" or labels is None:
             continue
+        if not any(holds_tensor(coupling.facts[user]) for user in node.users):
+            continue  # its shape or device is asked for, its numbers are not
         of_unit = torch.from_numpy(units)[labels]
         dims = [d for d in range(of_unit.ndim) if not bool((of_unit == of_unit.narrow(d, 0, 1)).all())]
         if len(dims) > 1:
@@ -138,15 +139,18 @@ def _unit_kinds(
     return kinds
 
 
-def _names(coupling: Coupling, firsts: list[int]) -> list[str]:
-    """Name of each group by the producer of its first label; a second group of one producer is numbered."""
-    starts = sorted((int(labels.reshape(-1)[0]), name) for name, labels in coupling.produced.items())
-    boundaries = [start for start, _ in starts]
+def _names(
+    coupling: Coupling, units: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64], count: int
+) -> list[str]:
+    """Name of each group by the first layer or tensor that produces its channels; a second one of it is numbered."""
+    producer: dict[int, str] = {}
+    for name, labels in coupling.produced.items():
+        for group in np.unique(group_of[units[labels.reshape(-1).numpy()]]).tolist():
+            producer.setdefault(group, name)
     taken: dict[str, int] = defaultdict(int)
     names = []
-    for first in firsts:
-        place = int(np.searchsorted(boundaries, first, side="right")) - 1
-        name = starts[place][1] if place >= 0 else "input"
+    for group in range(count):
+        name = producer.get(group, "input")
         taken[name] += 1
         names.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
     return names

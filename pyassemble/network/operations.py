@@ -36,7 +36,7 @@ _NAMES: dict[str, str] = {
         ELEMENTWISE,
     ),
     **dict.fromkeys(
-        "reshape view flatten unflatten permute transpose t squeeze unsqueeze getitem cat concat stack split chunk "
+        "reshape view reshape_as view_as flatten unflatten permute transpose t squeeze unsqueeze getitem cat concat stack split chunk "
         "unbind narrow select expand expand_as repeat tile repeat_interleave roll flip contiguous movedim swapaxes "
         "index_select swapdims".split(),
         MOVEMENT,
@@ -166,3 +166,25 @@ def functions(*names: Callable[..., Any]) -> frozenset[Callable[..., Any]]:
 MATMULS = functions(torch.matmul, operator.matmul, torch.bmm)
 ATTENTION = functions(F.scaled_dot_product_attention)
 NORM_FUNCTIONS = functions(F.layer_norm, F.rms_norm)
+LINEAR = functions(F.linear)
+CONVOLUTIONS = functions(F.conv1d, F.conv2d, F.conv3d)
+
+
+def linear_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
+    """Input, weight and bias of ``F.linear``."""
+    return tuple(_argument(node, place, name) for place, name in enumerate(("input", "weight", "bias")))  # type: ignore[return-value]
+
+
+def is_weight_of(parameter: fx.Node, user: fx.Node) -> bool:
+    """Whether a node multiplies by a parameter as the weight of a linear layer."""
+    return user.target in LINEAR and linear_arguments(user)[1] is parameter
+
+
+def convolution_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, Any]:
+    """Input, weight and number of groups of ``F.conv2d`` and its siblings."""
+    groups = _argument(node, 6, "groups")
+    return _argument(node, 0, "input"), _argument(node, 1, "weight"), 1 if groups is None else groups
+
+
+def _argument(node: fx.Node, place: int, name: str) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from pyassemble.errors import UntraceableError
+from pyassemble.network.attention import SpelledOutAttention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,6 +103,8 @@ def _eval_copy(network: nn.Module) -> nn.Module:
     for module in twin.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
+        if type(module) is nn.MultiheadAttention:
+            module.__class__ = SpelledOutAttention
     return twin
 
 
@@ -111,6 +115,22 @@ def _check_takes(network: nn.Module, name: str, arguments: tuple[Any, ...]) -> N
     except Exception as error:  # whatever a foreign forward may raise
         shapes = ", ".join(str(tuple(part.shape)) for part in arguments if is_tensor(part))
         raise UntraceableError(f"{name} does not take an example input of shape {shapes}: {_first_line(error)}") from error
+
+
+class _Proxy(fx.Proxy):
+    """A traced value that can be made a number, as it falls for the example input."""
+
+    def __int__(self) -> int:
+        return int(self._value())
+
+    def __index__(self) -> int:
+        return operator.index(self._value())
+
+    def __float__(self) -> float:
+        return float(self._value())
+
+    def _value(self) -> Any:
+        return self.tracer.values[self.node]  # type: ignore[attr-defined]
 
 
 class _Tracer(fx.Tracer):
@@ -125,7 +145,12 @@ class _Tracer(fx.Tracer):
         self.computing = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in self.opaque or isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+        if type(m) in self.opaque or isinstance(m, LAYERS):
+            return True
+        return type(m) is not SpelledOutAttention and super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def create_node(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any

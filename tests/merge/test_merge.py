@@ -1,0 +1,255 @@
+"""What merging promises on small networks: gates, selection, ratios, several teachers, seeds, bad input."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pyassemble as pa
+from pyassemble.errors import (
+    ArgumentTypeError,
+    MismatchError,
+    OutOfRangeError,
+    TensorError,
+    UnknownOptionError,
+    UnsupportedNetworkError,
+    UnsupportedOperationError,
+    UntraceableError,
+)
+from tests.merge.networks import close, close_others
+from tests.networks import scramble
+
+
+class PaddedResNet(nn.Module):
+    """Residual stages whose shortcuts pad channels with zeros, as in the CIFAR networks of He et al."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.na = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.nb = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.na(self.a(x)))
+        x = F.relu(F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)) + self.nb(self.b(x)))
+        return self.head(x.flatten(1))
+
+
+def perceptron(hidden: int = 6) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+
+
+def pair(make=perceptron, count: int = 2) -> list[nn.Module]:
+    networks = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        network = make().eval()
+        scramble(network, seed)
+        networks.append(network)
+    return networks
+
+
+def test_padded_shortcuts_and_flattened_maps() -> None:
+    networks = pair(PaddedResNet)
+    x = torch.randn(3, 3, 8, 8)
+    student = pa.merge(networks, x)
+    # The stage's outer channels, which the shortcut leaves empty, are a group of their own.
+    assert {name: len(group.loc) for name, group in student.gate_groups.items()} == {"stem": 16, "b": 16}
+    with torch.no_grad(), student.opened():
+        assert close(student(x), (networks[0](x) + networks[1](x)) / 2, 1e-5)
+    keep = {"stem": torch.tensor([1, 3, 4, 5, 9, 11, 12, 15]), "b": torch.tensor([0, 2, 3, 7, 8, 9, 14, 15])}
+    close_others(student, keep)
+    compressed = student.compress(keep)
+    assert isinstance(compressed, PaddedResNet)
+    with torch.no_grad():
+        assert close(compressed(x), student(x), 1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_several_teachers(count: int) -> None:
+    networks = pair(count=count)
+    x = torch.randn(7, 3)
+    student = pa.merge(networks, x)
+    with torch.no_grad(), student.opened():
+        assert close(student(x), torch.stack([network(x) for network in networks]).mean(0), 1e-6)
+    assert student.gate_groups["0"].teacher.tolist() == [t for t in range(count) for _ in range(6)]
+    assert student.compress()[0].out_features == 6
+
+
+def test_other_ratios() -> None:
+    networks = pair(PaddedResNet)
+    x = torch.randn(3, 3, 8, 8)
+    student = pa.merge(networks, x, keep=0.75)
+    small = student.compress()
+    assert small.get_submodule("a").out_channels == 12
+    close_others(student, student.selection())
+    with torch.no_grad():
+        assert close(small(x), student(x), 1e-5)
+
+
+def test_selection_follows_loc_with_ties_to_the_lower_number() -> None:
+    student = pa.merge(pair(), torch.randn(4, 3))
+    loc = student.gate_groups["0"].loc
+    with torch.no_grad():
+        loc.copy_(torch.tensor([5.0, 1, 1, 1, 1, 1, 1, 1, 9, 1, 1, 1]))
+    assert student.selection()["0"].tolist() == [0, 1, 2, 3, 4, 8]
+
+
+def test_gates_draw_anew_each_step_and_alike_within_one() -> None:
+    networks = pair(PaddedResNet)
+    x = torch.randn(1, 3, 8, 8).expand(64, -1, -1, -1)
+    student = pa.merge(networks, x).train()
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    entering: dict[str, Tensor] = {}
+    for name, site in student.graph.get_submodule("gate_sites").named_children():
+        site.register_forward_hook(lambda _, args, out, name=name: entering.__setitem__(name, (args[0], out)))
+    first = student(x)
+    gates = {
+        name: torch.where(x == 0, torch.nan, y / x).nanmean((2, 3)) for name, (x, y) in entering.items() if x.ndim == 4
+    }
+    known = ~(gates["a"].isnan() | gates["b"].isnan())
+    assert known.sum() > 100
+    assert torch.allclose(gates["a"][known], gates["b"][known], atol=1e-4)  # one residual stream, one draw
+    assert not torch.equal(first, student(x))
+    with torch.no_grad():
+        assert torch.equal(student.eval()(x), student(x))
+
+
+def test_same_seed_same_student() -> None:
+    networks, x = pair(), torch.randn(4, 3)
+    outputs = [pa.merge(networks, x, seed=seed).train()(x) for seed in (3, 3, 4)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_sparsity_loss_is_the_published_one() -> None:
+    student = pa.merge(pair(), torch.randn(4, 3), keep=0.5)
+    loc = student.gate_groups["0"].loc.detach().double()
+    probability = torch.sigmoid(loc - 2 / 3 * torch.log(torch.tensor(0.1 / 1.1, dtype=torch.float64))).mean()
+    assert student.sparsity_loss().item() == pytest.approx(((0.5 - probability) ** 2).item(), rel=1e-5)
+
+
+def test_schedule() -> None:
+    schedule = pa.SparsitySchedule(0.01)
+    values = [schedule.step() for _ in range(3)]
+    assert values[0] == pytest.approx(0.01 + 0.05 * 0.1)
+    assert values[1] == pytest.approx(values[0] + 0.05 * values[0] ** 0.5)
+    again = pa.SparsitySchedule()
+    again.load_state_dict(schedule.state_dict())
+    assert again.step() == schedule.step()
+    with pytest.raises(OutOfRangeError):
+        pa.SparsitySchedule(-1.0)
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+        self.b = self.a
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)))
+
+
+class TokenMixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Linear(3, 4), nn.Linear(5, 5), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(x + self.mix(x.transpose(1, 2)).transpose(1, 2))
+
+
+class NonlinearEnd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.b(F.relu(self.a(x))))
+
+
+class OwnScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)) * self.scale)
+
+
+class Unknown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.cumsum(self.a(x), 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "message"),
+    [
+        (TokenMixer, (2, 5, 3), "'mix'"),
+        (NonlinearEnd, (2, 3), "'relu'"),
+        (OwnScale, (2, 3), "'scale'"),
+        (Unknown, (2, 3), "'cumsum'"),
+    ],
+)
+def test_operations_that_cannot_be_merged_are_named(make, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UnsupportedOperationError, match=message):
+        pa.merge(pair(make), torch.randn(shape))
+
+
+def test_refusals() -> None:
+    a, b = pair()
+    x = torch.randn(4, 3)
+    cases = [
+        (ArgumentTypeError, "at least two", lambda: pa.merge([a], x)),
+        (ArgumentTypeError, "at least two", lambda: pa.merge(a, x)),
+        (ArgumentTypeError, "example_input", lambda: pa.merge([a, b], "x")),
+        (MismatchError, "twice", lambda: pa.merge([a, a], x)),
+        (MismatchError, r"'0.weight' has shape \(7, 3\)", lambda: pa.merge([a, perceptron(7).eval()], x)),
+        (MismatchError, "Linear", lambda: pa.merge([a, nn.Linear(3, 2).eval()], x)),
+        (UnsupportedNetworkError, "train mode", lambda: pa.merge([a, copy.deepcopy(b).train()], x)),
+        (TensorError, "float16", lambda: pa.merge([copy.deepcopy(a).half(), copy.deepcopy(b).half()], x)),
+        (MismatchError, "float64", lambda: pa.merge([a, copy.deepcopy(b).double()], x)),
+        (TensorError, "meta", lambda: pa.merge([a, copy.deepcopy(b).to("meta")], x)),
+        (UnsupportedNetworkError, "shared modules", lambda: pa.merge(pair(Shared), x)),
+        (UnsupportedNetworkError, "one tensor", lambda: pa.merge(pair(Tied), x)),
+        (UntraceableError, r"\(4, 5\)", lambda: pa.merge([a, b], torch.randn(4, 5))),
+        (OutOfRangeError, "share of 0.3", lambda: pa.merge([a, b], x, keep=0.3)),
+        (OutOfRangeError, "keep", lambda: pa.merge([a, b], x, keep=1.5)),
+        (UnknownOptionError, "'9'", lambda: pa.merge([a, b], x).compress({"9": torch.arange(6)})),
+        (OutOfRangeError, r"\[0, 12\)", lambda: pa.merge([a, b], x).compress({"0": torch.tensor([0, 12])})),
+        (OutOfRangeError, "different", lambda: pa.merge([a, b], x).compress({"0": torch.tensor([1, 1])})),
+    ]
+    broken = copy.deepcopy(b)
+    with torch.no_grad():
+        broken[0].weight[0, 0] = torch.nan
+    cases.append((TensorError, "not finite", lambda: pa.merge([a, broken], x)))
+    for error, message, call in cases:
+        with pytest.raises(error, match=message):
+            call()
