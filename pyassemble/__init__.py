@@ -41,7 +41,15 @@ if TYPE_CHECKING:
     from pyassemble.assemble import Assembly, Block, Repository, SearchSettings
     from pyassemble.assemble.assemble import assemble
     from pyassemble.assemble.score import score, score_batch, score_table
-    from pyassemble.merge import GateGroup, SparsitySchedule, WideStudent, merge
+    from pyassemble.merge import (
+        GateGroup,
+        MergeResult,
+        MergeSettings,
+        SparsitySchedule,
+        WideStudent,
+        merge,
+        train_merged,
+    )
     from pyassemble.transfer import Alignment, TransferReport, align, similarity, transfer
     from pyassemble.zoo import Zoo
 
@@ -62,6 +70,8 @@ __all__ = [
     "HubError",
     "IndexFileError",
     "MatrixError",
+    "MergeResult",
+    "MergeSettings",
     "MismatchError",
     "MissingLibraryError",
     "NetworkSpecError",
@@ -93,6 +103,7 @@ __all__ = [
     "score_batch",
     "score_table",
     "similarity",
+    "train_merged",
     "transfer",
 ]
 
@@ -102,6 +113,8 @@ _HOMES = {
     "Assembly": "pyassemble.assemble",
     "Block": "pyassemble.assemble",
     "GateGroup": "pyassemble.merge",
+    "MergeResult": "pyassemble.merge",
+    "MergeSettings": "pyassemble.merge",
     "Repository": "pyassemble.assemble",
     "SearchSettings": "pyassemble.assemble",
     "SparsitySchedule": "pyassemble.merge",
@@ -115,6 +128,7 @@ _HOMES = {
     "score_batch": "pyassemble.assemble",
     "score_table": "pyassemble.assemble",
     "similarity": "pyassemble.transfer",
+    "train_merged": "pyassemble.merge",
     "transfer": "pyassemble.transfer",
 }
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from pyassemble.assemble.assembly import Assembly
 from pyassemble.assemble.candidates import SELECTIONS, Candidate
-from pyassemble.assemble.checkpoint import Checkpoint
 from pyassemble.assemble.head import Head
 from pyassemble.assemble.search import EpochRecord, Search, described
 from pyassemble.assemble.settings import SearchSettings
 from pyassemble.assemble.stitches import Continuation, Stitch
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, PyAssembleError, UnknownOptionError
 from pyassemble.training.accelerated import make_accelerator
+from pyassemble.training.checkpoint import Checkpoint
 from pyassemble.training.data import Data, LabelledImages
 from pyassemble.training.metrics import measure_cost, measure_quality
 from pyassemble.training.progress import progress_bar
@@ -105,7 +105,7 @@ def assemble(
             "settings": asdict(settings),
             "networks": _fingerprint(repository),
         }
-        kept = Checkpoint(Path(checkpoint), identity)
+        kept = Checkpoint(Path(checkpoint), "search", identity)
         found = kept.load()
         if found is not None:
             search.restore(*found)

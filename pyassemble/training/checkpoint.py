@@ -1,4 +1,4 @@
-"""A search's state on disk: a JSON document and a safetensors file, replaced together at every epoch's end."""
+"""A run's state on disk: a JSON document and a safetensors file, replaced together at every epoch's end."""
 
 from __future__ import annotations
 
@@ -17,24 +17,33 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-FORMAT = "pyassemble.search"
 VERSION = 1
-_DOCUMENT = "search.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that keeps the last finished epoch of a search.
+    """A folder that keeps the last finished epoch of a run.
 
     The document names its tensors' file and is replaced last: a kill at any moment leaves one whole epoch.
 
     Attributes:
         folder: Made when first written to.
-        identity: What two searches must agree in to be one; JSON values.
+        kind: Of run, one word: "search", "merge". It names the document.
+        identity: What two runs must agree in to be one; JSON values.
     """
 
     folder: Path
+    kind: str
     identity: dict[str, Any]
+
+    @property
+    def format(self) -> str:
+        """What the document says it is."""
+        return f"pyassemble.{self.kind}"
+
+    @property
+    def _document(self) -> Path:
+        return self.folder / f"{self.kind}.json"
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The state last saved.
@@ -43,19 +52,19 @@ class Checkpoint:
             Document and tensors (on the CPU); None where there is none yet.
 
         Raises:
-            CheckpointError: The folder is none, the files are damaged or of another version, or the search is another
+            CheckpointError: The folder is none, the files are damaged or of another version, or the run is another
                 one; the message names what differs.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder} is a file; accepted: a folder for checkpoints")
-        path = self.folder / _DOCUMENT
+        path = self._document
         if not path.exists():
             return None
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            if document.get("format") != FORMAT or document.get("version") != VERSION:
+            if document.get("format") != self.format or document.get("version") != VERSION:
                 raise CheckpointError(
-                    f"{path} is {document.get('format')} version {document.get('version')}; accepted: {FORMAT} "
+                    f"{path} is {document.get('format')} version {document.get('version')}; accepted: {self.format} "
                     f"version {VERSION}"
                 )
             self._compare(document["identity"])
@@ -82,17 +91,25 @@ class Checkpoint:
         with replacing(self.folder / name) as temporary:
             save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, temporary)
         document = {
-            "format": FORMAT,
+            "format": self.format,
             "version": VERSION,
             "tensors": name,
             "identity": self.identity,
             "state": state,
         }
-        with replacing(self.folder / _DOCUMENT) as temporary:
+        with replacing(self._document) as temporary:
             temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
         for old in self.folder.glob("epoch-*.safetensors"):
             if old.name != name:
                 old.unlink()
+
+    def discard(self) -> None:
+        """Removes what was saved, and the folder if nothing else is in it."""
+        self._document.unlink(missing_ok=True)
+        for tensors in self.folder.glob("epoch-*.safetensors"):
+            tensors.unlink()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def _compare(self, saved: dict[str, Any]) -> None:
         for name, value in json.loads(json.dumps(self.identity)).items():
@@ -101,8 +118,8 @@ class Checkpoint:
                 if isinstance(before, dict) and isinstance(now, dict):
                     name, before, now = _first_difference(name, before, now)
                 raise CheckpointError(
-                    f"{self.folder} holds a search with {name} {before}, now {now}; accepted: the same search, or "
-                    "another folder"
+                    f"{self.folder} holds a {self.kind} with {name} {before}, now {now}; accepted: the same "
+                    f"{self.kind}, or another folder"
                 )
 
 
