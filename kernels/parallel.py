@@ -4,8 +4,8 @@ PyTorch's threads are OpenMP's, and after each operation they keep their cores b
 the next one; threads of another pool would have to share the cores with them. ``GOMP_parallel``, which compilers call
 for a parallel region (GNU OpenMP has it, LLVM's OpenMP too), is therefore looked up in the very library that PyTorch
 has loaded, and told to run a Python function on each thread, which hands pieces of the work to kernels that release the
-interpreter lock. Without that library, and in a process forked from one that has it, whose threads OpenMP
-would wait for in vain, the threads are Python's own.
+interpreter lock. Without that library, and in a process forked after this module was imported, where OpenMP would wait
+in vain for threads that the fork has not taken along, the threads are Python's own.
 
 numba's parallel loops were tried instead: they took twice as long to compile (2.8 against 1.4 s of processor time for
 the gate), and end a process that enters them on both sides of a fork, as data loaders do.
@@ -64,6 +64,7 @@ def launch(kernel: Any, units: int, elements: int, *arguments: Any) -> None:
     enter = _openmp()
     if enter is not None and os.getpid() == _started_in:
         enter(_REGION(work), None, threads, 0)
+        work()  # what is left if an interrupt stopped a thread before it took its first piece
     else:
         _in_pool(work, threads)
     if failed:
@@ -82,7 +83,7 @@ def _openmp() -> Callable[..., None] | None:
         return None
     enter.argtypes = [_REGION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     enter.restype = None
-    return enter  # type: ignore[no-any-return]
+    return enter
 
 
 def _in_pool(work: Callable[[], None], threads: int) -> None:
