@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pyassemble.errors import OutOfRangeError
+from pyassemble.merge.layers import resized
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from pyassemble.merge.layout import Places
     from pyassemble.merge.widen import Widened
@@ -96,6 +97,21 @@ def _source_positions(labels: Tensor, where: Places, groups: Groups, numbers: Se
         for place, original in zip(places, occurrences[g, source], strict=True):
             result[place] = position[teacher, original]
     return result
+
+
+def with_outputs(template: nn.Module, layers: Collection[str], wide: Mapping[str, Tensor]) -> nn.Module:
+    """A network like the template whose output layers have as many outputs as the wide student's."""
+    network = copy.deepcopy(template)
+    for name in layers:
+        layer: Any = network.get_submodule(name)
+        into, out = (0, 1) if getattr(layer, "transposed", False) else (1, 0)
+        shape = list(layer.weight.shape)
+        shape[out] = wide[f"{name}.weight"].shape[out]
+        bias = None if layer.bias is None else wide[f"{name}.bias"]
+        wider = resized(layer, layer.weight.new_zeros(shape), bias, entering=shape[into], leaving=shape[out])
+        path, _, last = name.rpartition(".")
+        setattr(network.get_submodule(path), last, wider)
+    return network
 
 
 def plain_copy(template: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

@@ -13,6 +13,7 @@ from pyassemble.merge.layers import (
     gathered,
     joint_spanning_norm,
     trainable_copy,
+    union_dense,
     wide_dense,
     wide_grouped,
     wide_norm,
@@ -69,6 +70,8 @@ class LowerLayers(LowerMovement):
             leaving = self.kept.places(self.coupling.produced[name], dim)
             self.note(f"{name}.weight", out, leaving)
             self.note(f"{name}.bias", 0, leaving)
+        elif self.union:
+            return self.call(node, name, union_dense(layers, places), x), None
         return self.call(node, name, wide_dense(layers, places, leaving), x), leaving
 
     def grouped(self, node: fx.Node, layers: list[Any], x: Any, places: Places, dim: int) -> tuple[Any, Wide]:

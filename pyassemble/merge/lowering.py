@@ -49,6 +49,7 @@ class Lowering:
         kept: The units.
         gate: Makes the gates of what enters a layer that mixes channels, from the labels and their places; or None.
         joint_norms: Whether a normalization that spans channels normalizes all of them at once, not each teacher's.
+        union: Whether an output layer gives all teachers' outputs side by side, not their mean.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class Lowering:
         kept: Kept,
         gate: Callable[[Tensor, Places], nn.Module] | None,
         joint_norms: bool,
+        union: bool,
     ) -> None:
         self.coupling = coupling
         self.teachers = teachers
         self.kept = kept
         self.gate = gate
         self.joint_norms = joint_norms
+        self.union = union
         self.root = coupling.graph
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from pyassemble.errors import UnknownOptionError
-from pyassemble.merge.compress import check_kept, chosen_units, largest, original_state, plain_copy, resized_state
+from pyassemble.merge.compress import (
+    check_kept,
+    chosen_units,
+    largest,
+    original_state,
+    plain_copy,
+    resized_state,
+    with_outputs,
+)
 from pyassemble.merge.gates import GateBank, GateGroup, GateSite
 from pyassemble.merge.layout import Kept
 from pyassemble.merge.widen import widen
@@ -34,6 +42,7 @@ class WideStudent(nn.Module):
         teachers: The networks; copied.
         counts: How many units of each group :meth:`compress` keeps.
         seed: Of the gates' initial values and draws.
+        union: Whether the student gives all teachers' outputs side by side, not their mean.
 
     Attributes:
         gate_groups: Gates by the name of their group.
@@ -41,7 +50,14 @@ class WideStudent(nn.Module):
     """
 
     def __init__(
-        self, coupling: Coupling, kept: Kept, teachers: Sequence[nn.Module], counts: Sequence[int], seed: int
+        self,
+        coupling: Coupling,
+        kept: Kept,
+        teachers: Sequence[nn.Module],
+        counts: Sequence[int],
+        seed: int,
+        *,
+        union: bool = False,
     ) -> None:
         super().__init__()
         first = next(teachers[0].parameters())
@@ -51,7 +67,8 @@ class WideStudent(nn.Module):
         self._kept, self._coupling, self._counts = kept, coupling, list(counts)
         # Held without becoming a child: a network of the original class, to be filled by compress().
         self._template = [copy.deepcopy(teachers[0])]
-        self._widened = widen(coupling, teachers, kept, self._site)
+        self.union = union
+        self._widened = widen(coupling, teachers, kept, self._site, union=union)
         self.graph = self._widened.graph
 
     def _site(self, labels: Tensor, places: Places) -> GateSite:
@@ -132,6 +149,8 @@ class WideStudent(nn.Module):
         kept_units = list(chosen.values())
         groups, template = self._kept.groups, self._template[0]
         state = self._folded_state()
+        if self.union:
+            template = with_outputs(template, {str(node.target) for node in self._coupling.outputs}, state)
         if all(len(units) == group.size for units, group in zip(kept_units, groups.groups, strict=True)):
             network = plain_copy(template, original_state(state, template, self._widened.places, groups, kept_units))
         else:

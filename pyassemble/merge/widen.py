@@ -62,6 +62,7 @@ def widen(
     gate: Callable[[Tensor, Places], nn.Module] | None,
     *,
     joint_norms: bool = False,
+    union: bool = False,
 ) -> Widened:
     """Builds the network that consists of chosen units of several teachers.
 
@@ -72,11 +73,12 @@ def widen(
         gate: Makes the gates of what enters a layer that mixes channels, from the labels and their places; None for a
             network without gates.
         joint_norms: Whether a normalization that spans channels normalizes all of them at once, not each teacher's.
+        union: Whether an output layer gives all teachers' outputs side by side, not their mean.
 
     Raises:
         UnsupportedOperationError: An operation cannot be done to several teachers at once.
     """
-    return _Widener(coupling, teachers, kept, gate, joint_norms).run()
+    return _Widener(coupling, teachers, kept, gate, joint_norms, union).run()
 
 
 class _Widener(LowerOperations):
