@@ -18,7 +18,7 @@ from pyassemble.assemble.head import Head
 from pyassemble.assemble.rebuilding import cut_without_weights, file_hash
 from pyassemble.assemble.recipe import Recipe
 from pyassemble.errors import HubError, NetworkSpecError, RecipeError, WeightsFileError
-from pyassemble.network.sources import FOLDER_RECIPE, FOLDER_WEIGHTS, NetworkSpec, load_network
+from pyassemble.network.sources import FOLDER_RECIPE, FOLDER_WEIGHTS, NetworkSpec, SpecKind, load_network
 from pyassemble.network.weights import load_weights, write_weights
 
 if TYPE_CHECKING:
@@ -87,9 +87,36 @@ def push_folder(assembly: Assembly, repository: str, *, private: bool, token: st
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise HubError(f"Hub repository {repository!r} cannot be written: {first}") from error
+            raise HubError(f"Hub repository {repository!r} cannot be written: {_first_line(error)}") from error
     return f"{api.endpoint}/{repository}"
+
+
+def fetch_folder(repository: str) -> Path:
+    """Downloads an assembly from the Hub, or finds it in the local cache.
+
+    Raises:
+        HubError: The Hub cannot be reached, or has no such repository.
+        RecipeError: The recipe names a file of code, of which only the local machine's could be run.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=[FOLDER_RECIPE, FOLDER_WEIGHTS]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise HubError(f"Hub repository {repository!r} cannot be read: {_first_line(error)}") from error
+    for source in Recipe.from_dict(_read(folder)["recipe"]).sources:
+        scheme = (source.spec or "").partition(":")[0]
+        if scheme not in (SpecKind.TIMM, SpecKind.TORCHVISION):
+            raise RecipeError(
+                f"Hub repository {repository!r} builds network {source.network!r} from {source.spec!r}; from the Hub "
+                "only architectures of timm and torchvision are built"
+            )
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _write(assembly: Assembly, folder: Path) -> None:

@@ -45,7 +45,7 @@ def source_recipe(repository: Repository, name: str) -> SourceRecipe:
         try:
             spec = NetworkSpec.parse(text)
             # What cannot be built without numbers draws some.
-            with torch.random.fork_rng(devices=[]), SkipInitialization():
+            with torch.random.fork_rng(devices=[]), SkipInitialization():  # type: ignore[no-untyped-call]
                 network = load_network(spec, meta=True, options=options)
             if not _holds_tensors_of(network, segments):
                 continue
@@ -89,12 +89,12 @@ def _candidates(repository: Repository, name: str) -> Iterator[tuple[str, Option
         for options in ({}, {"in_chans": channels}, {"img_size": size}, {"in_chans": channels, "img_size": size}):
             yield f"timm:{architecture}", options
     segments = repository[name].segments
-    size = sum(parameter.numel() for segment in segments for parameter in segment.parameters())
-    yield from ((f"torchvision:{builder}", {}) for builder in _torchvision_builders(type(network), size))
+    count = sum(parameter.numel() for segment in segments for parameter in segment.parameters())
+    yield from ((f"torchvision:{builder}", {}) for builder in _torchvision_builders(type(network), count))
 
 
-def _torchvision_builders(kind: type[nn.Module], size: int) -> list[str]:
-    """Names of the builders in the file that defines a class, those of networks of about its size first."""
+def _torchvision_builders(kind: type[nn.Module], count: int) -> list[str]:
+    """Names of the builders in the file that defines a class, those of networks with about as many parameters first."""
     if not kind.__module__.startswith("torchvision.models."):
         return []
     from torchvision.models import get_model_builder, get_model_weights, list_models
@@ -104,7 +104,7 @@ def _torchvision_builders(kind: type[nn.Module], size: int) -> list[str]:
         if inspect.getmodule(get_model_builder(name)) is inspect.getmodule(kind):
             weights = getattr(get_model_weights(name), "DEFAULT", None)
             sizes[name] = math.inf if weights is None else weights.meta.get("num_params", math.inf)
-    return sorted(sizes, key=lambda name: (sizes[name] < size, sizes[name]))  # their heads come on top
+    return sorted(sizes, key=lambda name: (sizes[name] < count, sizes[name]))  # their heads come on top
 
 
 def _holds_tensors_of(network: nn.Module, segments: CutNetwork) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyassemble.network.layers import LayerSequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CutNetwork:
     """A network in eval mode as a row of segments and a head.
 
@@ -47,6 +47,12 @@ class CutNetwork:
     def __len__(self) -> int:
         return len(self.segments)
 
+    def __repr__(self) -> str:
+        rows = [
+            f"{k}: {name} ({shape})" for k, (name, shape) in enumerate(zip(self.cut_points, self.shapes, strict=True))
+        ]
+        return "\n".join((f"{len(self)} segments of a network for {self.input_shape}", *rows))
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The network's own tensor before its head, (B, ...)."""
         for segment in self.segments:
@@ -62,8 +68,8 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
     """Cuts a network at its cut points.
 
     Segments and head share the memory of the network's tensors; their parameters are frozen. Each tensor of the network
-    is in exactly one of them: in the one that uses it, or, where the forward pass uses it nowhere, in that of the
-    tensor defined before it. Run in a row, they compute the same bits as the network does in eval mode.
+    is in exactly one of them: in the one that uses it, or, where the forward pass uses it nowhere, with others of its
+    module. Run in a row, they compute the same bits as the network does in eval mode.
 
     Args:
         network: Takes one batch of images; it stays as it is.
@@ -72,7 +78,7 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
     Raises:
         ArgumentTypeError: The example input is no batch.
         CutError: The network has no features before its head, or no block.
-        UnsupportedNetworkError: The network cannot be read (lazy, quantized, sharded) or traced, or not run on images of
+        UnsupportedNetworkError: The network cannot be read (lazy, quantized, sharded), traced, or run on images of
             that shape.
     """
     sequence = standardize_blocks(network)  # refuses networks whose tensors cannot be read, by name

@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import pyassemble as pa
+from tests.assemble import channels_last
 from tests.networks import scramble
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ def small_networks() -> dict[str, nn.Module]:
     networks = {
         "resnet": timm.create_model("resnet10t", num_classes=10),
         "mobile": timm.create_model("mobilenetv3_small_050", num_classes=10),
-        "vit": timm.create_model("vit_tiny_patch16_224", img_size=SIDE, depth=12, num_classes=10),
-        "swin": timm.create_model("swin_tiny_patch4_window7_224", img_size=SIDE, num_classes=10),
-        "regnet": torchvision.models.regnet_y_400mf(num_classes=10),
+        "vit": timm.create_model("vit_tiny_patch16_224", img_size=SIDE, num_classes=10),
+        "last": channels_last.network(),
+        "vision": torchvision.models.resnet18(num_classes=10),
     }
     for network in networks.values():
         scramble(network)
@@ -55,4 +56,4 @@ def networks() -> dict[str, nn.Module]:
 
 @pytest.fixture(scope="session")
 def repository(networks: dict[str, nn.Module], images: torch.Tensor) -> pa.Repository:
-    return pa.Repository(networks, images[:1])
+    return pa.Repository(networks, images[:1], sources={"last": f"{channels_last.__file__}:network"})
