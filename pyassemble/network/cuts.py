@@ -88,10 +88,11 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
         raise CutError(f"{kind} takes inputs of shape {tuple(example_input.shape)}; images (B, C, H, W) are accepted")
     sink_constants(graph)
     crossings = _crossings(graph)
-    last = _last_features(crossings)
+    blocks = _blocks(graph, sequence)
+    last = _last_features(crossings, blocks)
     if last is None:
         raise CutError(f"{kind} has no features (B, C, H, W) or (B, N, C) that all of its head is computed from")
-    points = _cut_points(_blocks(graph, sequence), crossings, last)
+    points = _cut_points(blocks, crossings, last)
     if not points:
         raise CutError(f"{kind} has no block before its head; blocks hold two or more convolution or linear layers")
 
@@ -253,16 +254,18 @@ def _with_parents(name: str) -> Iterable[str]:
         name = name.rpartition(".")[0]
 
 
-def _last_features(crossings: Sequence[Crossing]) -> Crossing | None:
+def _last_features(crossings: Sequence[Crossing], blocks: Sequence[_Block]) -> Crossing | None:
     """The last tensor before the global pooling."""
     pixel = len(crossings)  # from here on, all is down to one pixel
     while pixel and crossings[pixel - 1].shape.height * crossings[pixel - 1].shape.width == 1:
         pixel -= 1
-    # Small images are so before the pooling, which then shows by its kind; a convolution may have done it, too.
+    # Small images are so long before it: then it is the first pooling behind the last block that returns features.
     end = len(crossings)
-    for i in range(end - 1, pixel - 1, -1):
-        if crossings[i].pools:
-            end = i
+    final = crossings[-1].position if crossings else 0
+    body = max((block.end for block in blocks if block.end <= final), default=0)
+    pooling = [i for i in range(pixel, end) if crossings[i].pools]
+    if pooling:
+        end = next((i for i in pooling if crossings[i].position > body), pooling[-1])
     # Pooling to more than one pixel, as before a flattening, belongs to the head too.
     while end and crossings[end - 1].pools:
         end -= 1
