@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -100,6 +101,43 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.second(self.activation(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet18", 8), ("mobilenetv3_small_050", 11), ("convnext_atto", 12), ("densenet121", 4)]
+)
+def test_images_too_small_for_the_last_stage_are_cut_as_often(name: str, count: int) -> None:
+    network = build(f"timm:{name}").eval()
+    images = torch.randn(2, 3, 32, 32)
+    parts = cut(network, images)
+    assert len(parts) == count
+    assert parts.shapes[-1].height == parts.shapes[-1].width == 1
+    assert torch.equal(parts.head(parts.features(images)), network(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size", "first", "last"),
+    [
+        (
+            "vit_tiny_patch16_224", {"img_size": (64, 96), "reg_tokens": 4, "depth": 2}, (64, 96),
+            FeatureShape("tokens", 192, 4, 6, prefix_tokens=5), FeatureShape("tokens", 192, 4, 6, prefix_tokens=5),
+        ),
+        (
+            "vit_tiny_patch16_224", {"img_size": 64, "class_token": False, "global_pool": "avg", "depth": 2}, (64, 64),
+            FeatureShape("tokens", 192, 4, 4), FeatureShape("tokens", 192, 4, 4),
+        ),
+        (
+            "swin_tiny_patch4_window7_224", {"img_size": (64, 128), "depths": (1, 1, 1, 1)}, (64, 128),
+            FeatureShape("map", 96, 16, 32, channels_last=True), FeatureShape("map", 768, 2, 4, channels_last=True),
+        ),
+        ("resnet18", {}, (64, 96), FeatureShape("map", 64, 16, 24), FeatureShape("map", 512, 2, 3)),
+    ],
+)  # fmt: skip
+def test_shapes_of_images_that_are_no_squares(
+    name: str, options: dict[str, object], size: tuple[int, int], first: FeatureShape, last: FeatureShape
+) -> None:
+    parts = cut(timm.create_model(name, **options), torch.randn(1, 3, *size))
+    assert (parts.shapes[0], parts.shapes[-1]) == (first, last)
 
 
 class Adding(nn.Module):
