@@ -128,14 +128,14 @@ class Experiment:
     def methods(self) -> dict[str, Callable[[int], Row]]:
         """By name, what runs it with a seed."""
         found: dict[str, Callable[[int], Row]] = {}
-        for name in self.repository.names:
-            found[f"{name}, all"] = lambda seed, name=name: self._source(name, "full", seed)
-            found[f"{name}, head"] = lambda seed, name=name: self._source(name, "stitches", seed)
         found["PA-DNN"] = lambda seed: self._searched("validation", "stitches", seed)
         found["PA-DNN, full-train"] = lambda seed: self._searched("validation", "full", seed)
         found["PA-DNN, by score"] = lambda seed: self._searched("score", "stitches", seed)
         for name, choose in (("random", self._random), ("CKA", self._most_similar), ("size", self._largest)):
             found[f"assembly by {name}"] = lambda seed, choose=choose: self._chosen(choose, seed)
+        for name in self.repository.names:
+            found[f"{name}, all"] = lambda seed, name=name: self._source(name, "full", seed)
+            found[f"{name}, head"] = lambda seed, name=name: self._source(name, "stitches", seed)
         return found
 
     # -- Methods ------------------------------------------------------------------------------------------------------
