@@ -79,7 +79,7 @@ def test_from_names_of_sources(tmp_path: Path) -> None:
     names = ["timm:resnet10t", f"{tmp_path / 'nets.py'}:network"]
     repository = pa.Repository(names, torch.randn(1, 3, 32, 32))
     assert repository.names == names
-    assert [len(repository[name]) for name in names] == [4, 2]
+    assert [len(repository[name]) for name in names] == [5, 2]
     assert [repository.source(name).spec for name in names] == names
     assert repository.source(names[1]).file_hash
     mixed = pa.Repository({"a": "timm:resnet10t", "b": build("timm:resnet18")}, torch.randn(1, 3, 32, 32))
