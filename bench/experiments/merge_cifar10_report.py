@@ -114,9 +114,9 @@ def _summary(rows: Sequence[Row], lines: Sequence[Mapping[str, str]]) -> str:
             table(list(lines[0]), [list(line.values()) for line in lines]),
             conditions,
             "Accuracies are of the last epoch; the best of three is picked by test accuracy, as favourable to it as "
-            "can be. Seconds are without the teachers', which merging, averaging and distilling share. `compute` counts an "
-            "epoch of the wide network by its operations. A reduced budget: at the publication's length networks are "
-            f"near their end, here all of them would still gain from training on. Published: {PUBLISHED}.",
+            "can be. Seconds are without the teachers', which merging, averaging and distilling share. The compute of "
+            "an epoch of the wide network is counted by its operations. A reduced budget: at the publication's length "
+            f"networks are near their end, here all of them would still gain from training on. Published: {PUBLISHED}.",
             "## On the way",
             table(["architecture", "strategy", "seed", "test accuracy"], ways),
             "",
