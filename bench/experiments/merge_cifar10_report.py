@@ -100,8 +100,9 @@ def _summary(rows: Sequence[Row], lines: Sequence[Mapping[str, str]]) -> str:
         f"teachers {budget // 3} each, importance {budget // 6}, fine-tuning {budget // 6}; {seeds} seed(s) at most; "
         f"batch {first['batch_size']}; SGD, momentum 0.9, weight decay 1e-4, cosine from {rates[0]} (from random "
         f"weights) and {rates[2]} (fine-tuning, averaged weights), {rates[1]} constant while importance is learned, "
-        f"gates {rates[3]}; lambda from 0.05, its growth multiplied so that its course over 150 epochs fits; random crops "
-        f"and flips; forward pass in {PRECISIONS[first['precision']]}; {first['device']}, {first['threads']} thread(s); "
+        f"gates {rates[3]}; lambda from 0.05, its growth multiplied so that its course over 150 epochs fits; random "
+        f"crops and flips; forward pass in {PRECISIONS[first['precision']]}; {first['device']}, {first['threads']} "
+        "thread(s); "
         f"{sum(float(row['seconds']) for row in rows) / 60:.0f} min of training in all; torch {first['torch']}, commit "
         f"{', '.join(sorted({row['commit'] for row in rows}))}."
     )

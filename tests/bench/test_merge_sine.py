@@ -35,17 +35,18 @@ def data(count: int, samples: int = 80) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.sin(5 * x)
 
 
-def test_training_side_by_side_is_training_one_by_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_training_side_by_side_is_training_one_by_one(tmp_path: Path, shuffled: bool) -> None:
     from sine_networks import Phase, train
 
     x, y = data(3)
     together = networks(3)
     alone = copy.deepcopy(together)
-    train(together, x, y, Phase("p", 4, 2), seed=5, state=tmp_path / "s", after_epoch=lambda done: None)
+    train(together, x, y, Phase("p", 4, 2, shuffled), seed=5, state=tmp_path / "s", after_epoch=lambda done: None)
     optimizers = [torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9) for network in alone]
     for epoch in range(4):
         generator = derived_generator(5, "p", epoch)
-        orders = [torch.randperm(80, generator=generator) for _ in range(3)]
+        orders = [torch.randperm(80, generator=generator) if shuffled else torch.arange(80) for _ in range(3)]
         for network, optimizer, order, inputs, targets in zip(alone, optimizers, orders, x, y, strict=True):
             optimizer.param_groups[0]["lr"] = 0.01 if epoch < 2 else 0.001
             for batch in order.split(32):
