@@ -103,16 +103,25 @@ def ranking_results() -> str:
 
 def merge_results() -> str:
     """The sine experiment's picture and tables, the table on CIFAR-10, and the cost of a step."""
-    sine, cifar = RESULTS / "merge_sine", RESULTS / "merge_cifar10"
-    parts = (sine / "summary.md").read_text(encoding="utf-8").split("\n## ")
-    link = sine.relative_to(ROOT).as_posix()
-    lines = [
-        "### The publication's sine experiment",
-        f"`python bench/experiments/merge_sine.py`; [summary.md]({link}/summary.md).",
-        f"![test losses of the three strategies, and the curves they learned]({link}/plot.png)",
-        parts[0].partition("\n")[2].strip(),
-        parts[1].partition("\n")[2].strip(),
-    ]
+    lines = []
+    for name, heading in (
+        ("merge_sine", "The publication's sine experiment"),
+        ("merge_sine_shuffled", "The same, with a new order of the samples for every epoch"),
+    ):
+        sine = RESULTS / name
+        if not (sine / "summary.md").exists():
+            continue
+        parts = (sine / "summary.md").read_text(encoding="utf-8").split("\n## ")
+        link = sine.relative_to(ROOT).as_posix()
+        option = " --shuffled" if name.endswith("shuffled") else ""
+        lines += [
+            f"### {heading}",
+            f"`python bench/experiments/merge_sine.py{option}`; [summary.md]({link}/summary.md).",
+            f"![test losses of the three strategies, and the curves they learned]({link}/plot.png)",
+            parts[0].partition("\n")[2].strip(),
+            parts[1].partition("\n")[2].strip(),
+        ]
+    cifar = RESULTS / "merge_cifar10"
     if (cifar / "summary.md").exists():
         link = cifar.relative_to(ROOT).as_posix()
         lines += [

@@ -1,10 +1,11 @@
 """The sine experiment of Merging, section 4.1: a merged network against the best of three and one long run.
 
 x ~ U(0, 1), y = sin(10 pi x) + noise of standard deviation 0.2, one hidden layer of 100; every strategy has 900 epochs
-in all. As in the published code, an epoch goes through the samples in one and the same order. The runs of a strategy are trained side by side, one vectorized step for all of them; every run has data of its
-own, the same for all strategies, so that the tests are paired. The state is kept every ten epochs: the same command
-goes on where it stopped. Strategies may be run in processes of their own; the report is made when all are done. On a
-CPU, MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment make a step half as long.
+in all. As in the published code, all epochs go through the samples in one order. The runs of a strategy are trained
+side by side, one vectorized step for all of them; every run has data of its own, the same for all strategies, so that
+the tests are paired. The state is kept every ten epochs: the same command goes on where it stopped. Strategies may be
+run in processes of their own; the report is made when all are done. On a CPU, MALLOC_MMAP_THRESHOLD_=4294967296
+MALLOC_TRIM_THRESHOLD_=17179869184 in the environment make a step half as long.
 
     python bench/experiments/merge_sine.py                            one CPU core, under an hour
     python bench/experiments/merge_sine.py --strategies merged
