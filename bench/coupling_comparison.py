@@ -84,7 +84,7 @@ def timed(method, network: nn.Module, images: torch.Tensor) -> tuple[Partition |
         partition = method(network, images)
     except pa.PyAssembleError as error:
         return None, str(error), time.perf_counter() - start
-    except Exception as error:  # noqa: BLE001  whatever the other library raises is its answer
+    except Exception as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", 0.0
     return partition, "ok", time.perf_counter() - start
 
@@ -119,7 +119,11 @@ def main() -> None:
         if len(rows) == COUNT or sum(p.numel() for p in network.parameters()) > LARGEST:
             continue
         config = getattr(network, "pretrained_cfg", None)
-        size = config["input_size"] if config else (3, 299 if "inception" in name else 224, 299 if "inception" in name else 224)
+        size = (
+            config["input_size"]
+            if config
+            else (3, 299 if "inception" in name else 224, 299 if "inception" in name else 224)
+        )
         rows.append(compare(name, network, torch.randn(1, *size)))
         with (RESULTS / "coupling_comparison.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")

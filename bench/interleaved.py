@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 def medians(functions: Mapping[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, float]:
     """Median seconds of each function; on CUDA by events on the device."""
+    if device == "cpu":
+        _keep_freed_memory()
     for function in functions.values():  # compilation, caches, allocator
         function()
         function()
@@ -26,6 +30,18 @@ def medians(functions: Mapping[str, Callable[[], Any]], device: str, rounds: int
         for name, function in functions.items():
             taken[name].append(_seconds(function, device))
     return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def _keep_freed_memory() -> None:
+    """Let GNU's allocator return nothing to the system, as if other tensors lay behind, as they do in a network.
+
+    Otherwise it gives back what is free at the end of its memory, and the page faults that follow cost whichever
+    function next allocates there, by chance, several times its own work.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        c = ctypes.CDLL(None)
+        c.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+        c.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the largest there is
 
 
 def _seconds(function: Callable[[], Any], device: str) -> float:

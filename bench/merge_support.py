@@ -8,6 +8,7 @@ Writes bench/results/merge_support.csv and .md. Rows that are there already are 
 from __future__ import annotations
 
 import csv
+import math
 import time
 import warnings
 from pathlib import Path
@@ -26,29 +27,20 @@ FIELDS = ("family", "network", "kind", "accepted", "deviation", "groups", "secon
 
 #: Vision transformers without convolutions beyond the patch embedding.
 PLAIN_VITS = ("vision_transformer", "deit", "beit", "eva")
-CANDIDATES = 8
+LARGEST = 60_000_000
 
 
 def smallest_of_each_family() -> dict[str, str]:
-    """Family to the network of it with the least work, among the first few that timm lists."""
-    families: dict[str, list[str]] = {}
+    """Family to its network with the least work, by the parameters in the shipped index and the size of the input."""
+    zoo = pa.Zoo.timm()
+    best: dict[str, tuple[float, str]] = {}
     for name in timm.list_models():
-        families.setdefault(timm.models._registry._model_to_module[name], []).append(name)
-    chosen = {}
-    for family, names in families.items():
-        best = None
-        for name in names[:CANDIDATES]:
-            try:
-                with torch.device("meta"):
-                    network = timm.create_model(name)
-            except Exception:  # noqa: BLE001  a network that the meta device cannot build is not the smallest
-                continue
-            height = network.pretrained_cfg["input_size"][1]
-            work = sum(p.numel() for p in network.parameters()) * (height / 224) ** 2
-            best = min(best or (work, name), (work, name))
-        if best:
-            chosen[family] = best[1]
-    return chosen
+        parameters = zoo.entry(name).parameters
+        height = timm.models.get_pretrained_cfg(name).input_size[1]
+        if parameters <= LARGEST:
+            family = timm.models._registry._model_to_module[name]
+            best[family] = min(best.get(family, (math.inf, "")), (parameters * (height / 224) ** 2, name))
+    return {family: name for family, (_, name) in best.items()}
 
 
 def build(name: str, seed: int) -> nn.Module:
@@ -86,14 +78,22 @@ def row(family: str, name: str) -> dict[str, object]:
 
 def write_table(rows: list[dict[str, object]]) -> None:
     lines = ["# Which architectures `pa.merge` takes", ""]
-    lines += [f"The smallest network of each family of timm {timm.__version__}, random weights, by bench/merge_support.py.", ""]
+    lines += [
+        f"The smallest network of each family of timm {timm.__version__} that has one of up to {LARGEST // 1_000_000} "
+        "million parameters, with random weights. Made by bench/merge_support.py.",
+        "",
+    ]
     for kind in ("convolution", "attention", "unknown"):
         mine = [row for row in rows if row["kind"] == kind]
         taken = sum(row["accepted"] == "yes" for row in mine)
         lines.append(f"- {kind}: {taken} of {len(mine)} families")
     plain = [row for row in rows if row["family"] in PLAIN_VITS]
     lines.append(f"- plain vision transformers: {sum(row['accepted'] == 'yes' for row in plain)} of {len(plain)}")
-    lines += ["", "| family | network | kind | accepted | distance from the mean | reason |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| family | network | kind | accepted | distance from the mean | reason |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         reason = str(row.get("reason") or "").replace("|", "/")
         lines.append(

@@ -54,8 +54,8 @@ def kernels() -> str:
     lines.append("")
     lines.append(
         "Medians of alternating turns; a peer's time as a multiple of ours: "
-        "`python -m pytest bench/test_hard_concrete.py "
-        "bench/test_frobenius.py --benchmark-enable --save-results kernels`. "
+        "`python -m pytest bench/test_hard_concrete.py bench/test_frobenius.py bench/test_perturbation.py "
+        "--benchmark-enable --save-results kernels`. "
         f"{last['device']}, Python {last['python']}, torch {last['torch']}, commit {last['commit']}."
     )
     return "\n".join(lines)

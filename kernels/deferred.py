@@ -2,8 +2,7 @@
 
 The decorators only keep the Python function. On the first call every kept function of its module, and of the modules
 that it uses, is handed to the compiler and takes its name in the module; the compilers then find each other's functions
-under those names, as if they had been decorated in the ordinary way. ``tl`` and ``carray`` are put in
-place likewise.
+under those names, as if they had been decorated in the ordinary way. ``tl`` is put in place likewise.
 """
 
 from __future__ import annotations
@@ -56,9 +55,7 @@ def _bind(module: str, namespace: dict[str, Any], compiler: Compiler) -> None:
     if (module, compiler) in _bound:
         return
     _bound.add((module, compiler))
-    if compiler == "numba":
-        namespace["carray"] = importlib.import_module("numba").carray
-    else:
+    if compiler == "triton":
         namespace["tl"] = importlib.import_module("triton.language")
     for name, value in list(namespace.items()):
         if isinstance(value, Deferred) and value.compiler == compiler:

@@ -23,16 +23,16 @@ import torch
 from pyassemble.errors import ArgumentTypeError, TensorError
 from pyassemble.kernels import parallel
 from pyassemble.kernels.checks import check_tensor, describe
-from pyassemble.kernels.deferred import numba_intrinsic, numba_jit, triton_jit
+from pyassemble.kernels.deferred import numba_jit, triton_jit
 from pyassemble.kernels.halves import load
 from pyassemble.kernels.layout import is_dense, same_order
+from pyassemble.kernels.memory import ELEMENTS, elements
 from pyassemble.kernels.operators import operator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import triton.language as tl
-    from numba import carray  # type: ignore[attr-defined]
 
 UNIT = 16384  # elements that one thread of the CPU takes at a time
 RUN = 4096  # elements summed in float32 before the sum goes on in float64
@@ -90,17 +90,6 @@ def _readable(c: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 # -- CPU ---------------------------------------------------------------------------------------------------------------
 
 
-@numba_intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    """An int64 as untyped pointer, for ``numba.carray``."""
-    types = importlib.import_module("numba.core.types")
-
-    def convert(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.int64), convert
-
-
 @numba_jit(reassociate=True)
 def _squares(clean: Any, perturbed: Any, zero: Any) -> Any:
     total = zero
@@ -128,8 +117,7 @@ def _cpu_squares(
         for sample in range(first, min(samples, first + together)):
             clean = table[k, _CLEAN] + sample * table[k, _CLEAN_STEP] * bytes_each
             perturbed = table[k, _PERTURBED] + sample * table[k, _PERTURBED_STEP] * bytes_each
-            a = carray(_pointer(clean), (size,), like.dtype)
-            b = carray(_pointer(perturbed), (size,), like.dtype)
+            a, b = elements(clean, size, like), elements(perturbed, size, like)
             total = 0.0
             for i in range(low, high, run):
                 j = min(high, i + run)
@@ -155,10 +143,10 @@ def _cpu(clean: list[torch.Tensor], perturbed: list[torch.Tensor]) -> torch.Tens
     table, units, places = _table(clean, perturbed, UNIT, UNIT)
     sums = np.empty(places)
     scores = np.empty(len(clean), np.float32)
-    like = parallel.memory(clean[0].new_empty(0))
+    like = ELEMENTS[clean[0].dtype]
     zero = np.float64(0) if like.dtype == np.float64 else np.float32(0)
-    elements = sum(c.numel() for c in clean) // max(1, units)
-    parallel.launch(_cpu_squares, units, elements, sums, table, samples, like, zero, like.itemsize, UNIT, RUN)
+    each = sum(c.numel() for c in clean) // max(1, units)
+    parallel.launch(_cpu_squares, units, each, sums, table, samples, like, zero, like.itemsize, UNIT, RUN)
     _cpu_scores(scores, sums, table, samples)
     return torch.from_numpy(scores)
 

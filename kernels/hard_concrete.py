@@ -34,15 +34,18 @@ from pyassemble.kernels.checks import check_integer, check_number_type, check_te
 from pyassemble.kernels.deferred import numba_jit, triton_jit
 from pyassemble.kernels.halves import load, store
 from pyassemble.kernels.layout import Layout, laid_out_like, layout
+from pyassemble.kernels.memory import ELEMENTS, elements
 from pyassemble.kernels.operators import differentiable, element, operator
 from pyassemble.kernels.philox import numba_uniform, numba_words, triton_uniform
+from pyassemble.kernels.streaming import buffer, finish, stream, worthwhile
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # L0, section 4; Merging
 
-UNIT = 16384  # elements that one thread of the CPU takes at a time: 64 KiB of float32, within a core's own cache
+UNIT = 8192  # elements that one thread of the CPU takes at a time: 32 KiB of float32, within a core's own cache
+LONG = 1024  # elements of channels-last memory that are handled as one row: short rows cost more than their elements
 RUN = 4096  # elements summed in float32 before the sum goes on in float64
 ROWS = 8  # the same for sums that run over rows of channels, which have no lanes to spread over
 
@@ -97,24 +100,29 @@ def _over_channels(gate: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:
 def _cpu_table(
     start: Any, stop: Any, gate: Any, slope: Any, loc: Any, seed: Any, offset: Any, beta: Any, gamma: Any, zeta: Any
 ) -> None:
-    """Gates (B, C) and their derivatives by loc, which are zero where the gate is cut off. Unit: four gates, as one
-    block of Philox gives four words.
-    """  # noqa: D205
+    """Gates (B, C) and their derivatives by loc, which are zero where the gate is cut off. Unit: a sample.
+
+    Step by step along a row of slopes, without branches: nobody predicts which gates are cut off.
+    """
     channels = gate.shape[1]
-    blocks = (channels + 3) // 4
-    for n in range(start, stop):
-        sample, block = n // blocks, n % blocks
+    for sample in range(start, stop):
+        row = slope[sample]
         number = np.uint64(sample) + np.uint64(offset)
-        words = numba_words(seed, block, number & np.uint64(0xFFFFFFFF), number >> np.uint64(32), philox.GATE)
-        for place in range(4):
-            c = 4 * block + place
-            if c < channels:
-                u = np.float64(numba_uniform(words[place]))
-                s = 1.0 / (1.0 + math.exp(-(math.log(u / (1.0 - u)) + loc[c]) / beta))
-                stretched = s * (zeta - gamma) + gamma
-                inside = 1.0 if 0.0 <= stretched <= 1.0 else 0.0
-                gate[sample, c] = 0.0 if stretched < 0.0 else (1.0 if stretched > 1.0 else stretched)  # NaN stays
-                slope[sample, c] = inside * s * (1.0 - s) * (zeta - gamma) / beta
+        for block in range((channels + 3) // 4):
+            words = numba_words(seed, block, number & np.uint64(0xFFFFFFFF), number >> np.uint64(32), philox.GATE)
+            for place in range(min(4, channels - 4 * block)):
+                row[4 * block + place] = numba_uniform(words[place])
+        for c in range(channels):
+            row[c] = math.log(row[c] / (1.0 - row[c]))
+        for c in range(channels):
+            row[c] = math.exp(-(row[c] + loc[c]) / beta)
+        for c in range(channels):
+            s = 1.0 / (1.0 + row[c])
+            stretched = s * (zeta - gamma) + gamma
+            g = 0.0 if stretched < 0.0 else stretched  # NaN stays
+            g = 1.0 if g > 1.0 else g
+            gate[sample, c] = g
+            row[c] = (1.0 if g == stretched else 0.0) * s * (1.0 - s) * (zeta - gamma) / beta
 
 
 @numba_jit()
@@ -149,50 +157,92 @@ def _scale_and_multiply_add(dx: Any, sums: Any, dy: Any, x: Any, gates: Any) -> 
 
 @numba_jit()
 def _cpu_forward_rows(
-    start: Any, stop: Any, y: Any, x: Any, gate: Any, outer: Any, row: Any, together: Any, unit: Any
-) -> None:
+    start: Any, stop: Any, like: Any, y_address: Any, x_address: Any, gate: Any, outer: Any, row: Any, together: Any,
+    unit: Any, streamed: Any,
+) -> None:  # fmt: skip
     """Space inside: rows of one channel each. Unit: several rows, or a part of one."""
     samples, channels = gate.shape
     rows = samples * outer * channels
+    x = elements(x_address, rows * row, like)
     parts = (row + unit - 1) // unit
+    staged = buffer()
     for n in range(start, stop):
-        first = n // parts * together
-        low = n % parts * unit
-        high = min(row, low + unit)
-        for r in range(first, min(rows, first + together)):
-            g = gate[r // (outer * channels), r % channels]
-            _scale(y[r * row + low : r * row + high], x[r * row + low : r * row + high], g)
+        first, last = n // parts * together, min(rows, (n // parts + 1) * together)
+        size = min(unit, row - n % parts * unit)
+        low = first * row + n % parts * unit
+        high = low + (last - first) * size
+        place = y_address + low * like.itemsize
+        out = elements(staged if streamed else place, high - low, like)
+        for r in range(first, last):
+            i = (r - first) * size
+            _scale(out[i : i + size], x[low + i : low + i + size], gate[r // (outer * channels), r % channels])
+        if streamed:
+            stream(place, staged, (high - low) * like.itemsize)
+    finish()
 
 
 @numba_jit()
-def _cpu_forward_channels(start: Any, stop: Any, y: Any, x: Any, gate: Any, outer: Any) -> None:
-    """Channels inside. Unit: a row of all channels."""
-    channels = gate.shape[1]
-    for r in range(start, stop):
-        low, high = r * channels, (r + 1) * channels
-        _scale_each(y[low:high], x[low:high], gate[r // outer])
+def _cpu_forward_channels(
+    start: Any, stop: Any, like: Any, y_address: Any, x_address: Any, gate: Any, outer: Any, together: Any,
+    repeat: Any, streamed: Any,
+) -> None:  # fmt: skip
+    """Channels inside. Unit: several rows of all channels; some of one sample are handled as one long row."""
+    samples, channels = gate.shape
+    x = elements(x_address, samples * outer * channels, like)
+    gates = np.empty(repeat * channels, gate.dtype)
+    staged = buffer()
+    for n in range(start, stop):
+        first, end = n * together, min(samples * outer, (n + 1) * together)
+        low, high = first * channels, end * channels
+        place = y_address + low * like.itemsize
+        out = elements(staged if streamed else place, high - low, like)
+        while first < end:
+            last = min(end, (first // outer + 1) * outer)
+            _repeat(gates, gate[first // outer], min(repeat, last - first))
+            for r in range(first, last, repeat):
+                i, j = r * channels, min(last, r + repeat) * channels
+                _scale_each(out[i - low : j - low], x[i:j], gates)
+            first = last
+        if streamed:
+            stream(place, staged, (high - low) * like.itemsize)
+    finish()
+
+
+@numba_jit()
+def _repeat(gates: Any, gate: Any, times: Any) -> None:
+    for k in range(times):
+        for c in range(gate.size):
+            gates[k * gate.size + c] = gate[c]
 
 
 @numba_jit()
 def _cpu_backward_rows(
-    start: Any, stop: Any, dx: Any, sums: Any, dy: Any, x: Any, gate: Any, outer: Any, row: Any, together: Any,
-    unit: Any, run: Any,
+    start: Any, stop: Any, sums: Any, like: Any, dx_address: Any, dy_address: Any, x_address: Any, gate: Any,
+    outer: Any, row: Any, together: Any, unit: Any, run: Any, streamed: Any,
 ) -> None:  # fmt: skip
     """Sums over space, (rows, parts of a row). Units as in the forward pass."""
     channels = gate.shape[1]
     rows, parts = sums.shape
+    dy, x = elements(dy_address, rows * row, like), elements(x_address, rows * row, like)
     zero = gate.dtype.type(0)
+    staged = buffer()
     for n in range(start, stop):
-        first = n // parts * together
-        part = n % parts
-        for r in range(first, min(rows, first + together)):
+        first, last = n // parts * together, min(rows, (n // parts + 1) * together)
+        size = min(unit, row - n % parts * unit)
+        low = first * row + n % parts * unit
+        high = low + (last - first) * size
+        place = dx_address + low * like.itemsize
+        out = elements(staged if streamed else place, high - low, like)
+        for r in range(first, last):
             g = gate[r // (outer * channels), r % channels]
-            end = r * row + min(row, (part + 1) * unit)
             total = 0.0
-            for low in range(r * row + part * unit, end, run):
-                high = min(end, low + run)
-                total += np.float64(_scale_and_dot(dx[low:high], dy[low:high], x[low:high], g, zero))
-            sums[r, part] = total
+            for begin in range(0, size, run):
+                i, j = (r - first) * size + begin, (r - first) * size + min(size, begin + run)
+                total += np.float64(_scale_and_dot(out[i:j], dy[low + i : low + j], x[low + i : low + j], g, zero))
+            sums[r, n % parts] = total
+        if streamed:
+            stream(place, staged, (high - low) * like.itemsize)
+    finish()
 
 
 @numba_jit()
@@ -208,26 +258,46 @@ def _cpu_add_rows(dloc: Any, sums: Any, slope: Any, outer: Any) -> None:
 
 @numba_jit()
 def _cpu_backward_channels(
-    start: Any, stop: Any, dx: Any, sums: Any, dy: Any, x: Any, gate: Any, slope: Any, outer: Any, together: Any,
-    most: Any,
+    start: Any, stop: Any, sums: Any, like: Any, dx_address: Any, dy_address: Any, x_address: Any, gate: Any,
+    slope: Any, outer: Any, together: Any, repeat: Any, most: Any, streamed: Any,
 ) -> None:  # fmt: skip
-    """Sums over space times the slopes, (units, C). Unit: several rows of all channels."""
+    """Sums over space times the slopes, (units, C). Units as in the forward pass."""
     samples, channels = gate.shape
+    size = samples * outer * channels
+    dy, x = elements(dy_address, size, like), elements(x_address, size, like)
+    gates = np.empty(repeat * channels, gate.dtype)
+    short = np.zeros(repeat * channels, gate.dtype)
+    totals = np.zeros(channels)
+    staged = buffer()
     for n in range(start, stop):
-        short = np.zeros(channels, gate.dtype)
-        end = min(samples * outer, (n + 1) * together)
-        first = n * together
-        while first < end:  # rows of one sample, at most so many
-            sample = first // outer
-            last = min(end, (sample + 1) * outer, first + most)
-            for r in range(first, last):
-                low, high = r * channels, (r + 1) * channels
-                _scale_and_multiply_add(dx[low:high], short, dy[low:high], x[low:high], gate[sample])
+        first, end = n * together, min(samples * outer, (n + 1) * together)
+        low, high = first * channels, end * channels
+        place = dx_address + low * like.itemsize
+        out = elements(staged if streamed else place, high - low, like)
+        while first < end:
+            sample, last = first // outer, min(end, (first // outer + 1) * outer)
+            _repeat(gates, gate[sample], min(repeat, last - first))
+            for begin in range(first, last, repeat * most):
+                for r in range(begin, min(last, begin + repeat * most), repeat):
+                    i, j = r * channels, min(last, r + repeat) * channels
+                    _scale_and_multiply_add(out[i - low : j - low], short, dy[i:j], x[i:j], gates)
+                _move_sums(totals, short)
             for c in range(channels):
                 d = slope[sample, c]
-                sums[n, c] += d * short[c] if d != 0.0 else 0.0
-                short[c] = 0.0
+                sums[n, c] += d * totals[c] if d != 0.0 else 0.0
+                totals[c] = 0.0
             first = last
+        if streamed:
+            stream(place, staged, (high - low) * like.itemsize)
+    finish()
+
+
+@numba_jit()
+def _move_sums(totals: Any, short: Any) -> None:
+    for low in range(0, short.size, totals.size):
+        for c in range(totals.size):
+            totals[c] += short[low + c]
+            short[low + c] = 0
 
 
 def _cpu_gates(x: torch.Tensor, loc: torch.Tensor, draw: _Draw) -> tuple[Any, Any]:
@@ -235,44 +305,48 @@ def _cpu_gates(x: torch.Tensor, loc: torch.Tensor, draw: _Draw) -> tuple[Any, An
     gate = np.empty((x.shape[0], loc.shape[0]), np.float64 if wide else np.float32)
     slope = np.empty(gate.shape, np.float64)
     seed = draw.seed if draw.seed_tensor is None else int(draw.seed_tensor)
-    values = parallel.memory(loc.detach().to(torch.float64).contiguous())
-    # A gate costs as much as some tens of elements, so that few gates already deserve a second thread.
-    units = gate.shape[0] * -(-gate.shape[1] // 4)
-    parallel.launch(
-        _cpu_table, units, 64, gate, slope, values, seed, draw.sample_offset, draw.beta, draw.gamma, draw.zeta
-    )
+    values = np.ascontiguousarray(loc.detach().to(torch.float64).numpy())
+    numbers = seed, draw.sample_offset, draw.beta, draw.gamma, draw.zeta
+    # A gate costs as much as some elements.
+    parallel.launch(_cpu_table, gate.shape[0], 4 * gate.shape[1], gate, slope, values, *numbers)
     return gate, slope
 
 
 def _cpu_forward(y: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, shape: Layout, draw: _Draw) -> None:
     gate, _ = _cpu_gates(x, loc, draw)
-    arrays = parallel.memory(y), parallel.memory(x), gate, shape.outer
+    arrays = ELEMENTS[x.dtype], y.data_ptr(), x.data_ptr(), gate, shape.outer
     if shape.inner == 1:
-        parallel.launch(_cpu_forward_channels, shape.batch * shape.outer, shape.channels, *arrays)
+        together, repeat, units = _units_of_channels(shape)
+        size = together * shape.channels
+        streamed = worthwhile(size, y, x)
+        parallel.launch(_cpu_forward_channels, units, size, *arrays, together, repeat, streamed)
     else:
         together, units = _units_of_rows(shape)
-        parallel.launch(_cpu_forward_rows, units, UNIT, *arrays, shape.inner, together, UNIT)
+        streamed = worthwhile(UNIT, y, x)
+        parallel.launch(_cpu_forward_rows, units, UNIT, *arrays, shape.inner, together, UNIT, streamed)
 
 
 def _cpu_backward(
     dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, shape: Layout, draw: _Draw
 ) -> torch.Tensor:
     gate, slope = _cpu_gates(x, loc, draw)
-    arrays = parallel.memory(dy), parallel.memory(x), gate
+    arrays = ELEMENTS[x.dtype], dx.data_ptr(), dy.data_ptr(), x.data_ptr(), gate
     if shape.inner == 1:
-        together = max(ROWS, UNIT // shape.channels)
-        units = -(-shape.batch * shape.outer // together)
+        together, repeat, units = _units_of_channels(shape)
+        size = together * shape.channels
+        streamed = worthwhile(size, dx, dy, x)
         sums = np.zeros((units, shape.channels))
         parallel.launch(
-            _cpu_backward_channels, units, together * shape.channels,
-            parallel.memory(dx), sums, *arrays, slope, shape.outer, together, ROWS,
+            _cpu_backward_channels, units, size,
+            sums, *arrays, slope, shape.outer, together, repeat, ROWS, streamed,
         )  # fmt: skip
         return torch.from_numpy(sums.sum(0))
     together, units = _units_of_rows(shape)
+    streamed = worthwhile(UNIT, dx, dy, x)
     sums = np.empty((shape.batch * shape.outer * shape.channels, -(-shape.inner // UNIT)))
     parallel.launch(
         _cpu_backward_rows, units, UNIT,
-        parallel.memory(dx), sums, *arrays, shape.outer, shape.inner, together, UNIT, RUN,
+        sums, *arrays, shape.outer, shape.inner, together, UNIT, RUN, streamed,
     )  # fmt: skip
     dloc = np.zeros(shape.channels)
     _cpu_add_rows(dloc, sums, slope, shape.outer)
@@ -284,6 +358,13 @@ def _units_of_rows(shape: Layout) -> tuple[int, int]:
     together = max(1, UNIT // shape.inner)
     rows = shape.batch * shape.outer * shape.channels
     return together, -(-rows // together) * -(-shape.inner // UNIT)
+
+
+def _units_of_channels(shape: Layout) -> tuple[int, int, int]:
+    """Rows to a unit, rows of one sample handled as one, and units."""
+    together = max(1, UNIT // shape.channels)
+    repeat = max(1, min(LONG // shape.channels, shape.outer, together))
+    return together, repeat, -(-shape.batch * shape.outer // together)
 
 
 # -- CUDA --------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -24,9 +26,9 @@ class _L0Gate(nn.Module):
     ``L0Gate1d`` is for features (B, C) and tokens (B, N, C), ``L0Gate2d`` for images (B, C, H, W).
 
     Args:
-        n_channels: C.
+        n_channels: C, at least 1.
         loc_mean: Mean of the initial ``loc``.
-        loc_sd: Its standard deviation.
+        loc_sd: Its standard deviation, >= 0.
         beta: Temperature, > 0.
         gamma: Lower end of the stretched interval, < 0.
         zeta: Upper end of the stretched interval, > 1.
@@ -65,6 +67,11 @@ class _L0Gate(nn.Module):
         check_integer("seed", seed, 2**63)
         check_number_type("loc_mean", loc_mean, int, float)
         check_number_type("loc_sd", loc_sd, int, float)
+        if n_channels == 0 or not math.isfinite(loc_mean) or not 0 <= loc_sd < math.inf:
+            raise OutOfRangeError(
+                f"n_channels {n_channels}, loc_mean {loc_mean}, loc_sd {loc_sd}; accepted: at least one channel, a "
+                "finite mean, a finite standard deviation that is not negative"
+            )
         generator = torch.Generator().manual_seed(seed)
         self.loc = nn.Parameter(loc_mean + loc_sd * torch.randn(n_channels, generator=generator))
         self.register_buffer("seed", torch.tensor(seed))
@@ -114,7 +121,15 @@ class _L0Gate(nn.Module):
         return gate_open_probability(self.loc, beta=self.beta, gamma=self.gamma, zeta=self.zeta)
 
     def l0_loss(self, keep: float = 0.5) -> torch.Tensor:
-        """(keep - mean P[g > 0])^2, the loss that asks for a share of open gates (Merging)."""
+        """(keep - mean P[g > 0])^2, the loss that asks for a share of open gates (Merging).
+
+        Raises:
+            ArgumentTypeError: ``keep`` is no number.
+            OutOfRangeError: It is not in [0, 1].
+        """
+        check_number_type("keep", keep, int, float)
+        if not 0 <= keep <= 1:
+            raise OutOfRangeError(f"keep must be in [0, 1], not {keep}")
         return (keep - self.open_probability().mean()).square()
 
     def importance(self) -> torch.Tensor:

@@ -6,6 +6,7 @@ serves every number of dimensions, so that no operation permutes or copies.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -25,25 +26,33 @@ def layout(x: torch.Tensor, dim: int) -> Layout | None:
 
     None: elements overlap, leave gaps, or the samples do not lie one after the other.
     """
-    strides = x.stride()
-    order = sorted((d for d in range(x.ndim) if x.shape[d] != 1), key=lambda d: strides[d], reverse=True)
-    if not is_dense(x) or (x.shape[0] != 1 and order[0] != 0):
+    return _layout(x.shape, x.stride(), dim)
+
+
+@functools.lru_cache(maxsize=1024)  # a network asks about the same few in every step
+def _layout(shape: torch.Size, strides: tuple[int, ...], dim: int) -> Layout | None:
+    order = sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: strides[d], reverse=True)
+    if not _is_dense(shape, strides) or (shape[0] != 1 and order[0] != 0):
         return None
-    outer, inner, seen = 1, 1, x.shape[dim] == 1
+    outer, inner, seen = 1, 1, shape[dim] == 1
     for d in order:
         if d == dim:
             seen = True
         elif d != 0 and seen:
-            inner *= x.shape[d]
+            inner *= shape[d]
         elif d != 0:
-            outer *= x.shape[d]
-    return Layout(x.shape[0], outer, x.shape[dim], inner)
+            outer *= shape[d]
+    return Layout(shape[0], outer, shape[dim], inner)
 
 
 def is_dense(x: torch.Tensor) -> bool:
     """Whether the elements fill one stretch of memory, each place once, in whatever order of dimensions."""
+    return _is_dense(x.shape, x.stride())
+
+
+def _is_dense(shape: torch.Size, strides: tuple[int, ...]) -> bool:
     expected = 1
-    for stride, size in sorted((x.stride(d), x.shape[d]) for d in range(x.ndim) if x.shape[d] != 1):
+    for stride, size in sorted((strides[d], shape[d]) for d in range(len(shape)) if shape[d] != 1):
         if stride != expected:
             return False
         expected *= size
@@ -52,7 +61,8 @@ def is_dense(x: torch.Tensor) -> bool:
 
 def same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors of one shape have their elements at the same places, counted from their first."""
-    return all(m == n or size == 1 for m, n, size in zip(a.stride(), b.stride(), a.shape, strict=True))
+    places, others = a.stride(), b.stride()
+    return places == others or all(m == n or size == 1 for m, n, size in zip(places, others, a.shape, strict=True))
 
 
 def laid_out_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -76,15 +76,15 @@ def differentiable(
         generate_vmap_rule = True
 
         @staticmethod
-        def forward(*arguments: Any) -> Any:  # type: ignore[override]
+        def forward(*arguments: Any) -> Any:
             return operator(*arguments)
 
     Transformed.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
-    Transformed.backward = staticmethod(backward)  # type: ignore[method-assign, assignment]
+    Transformed.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def call(*arguments: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
-            return Transformed.apply(*arguments)  # type: ignore[no-untyped-call]
+            return Transformed.apply(*arguments)
         return operator(*arguments)
 
     return call

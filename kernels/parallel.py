@@ -1,12 +1,19 @@
-"""Running numba kernels on tensors: their memory as arrays, and as many threads as PyTorch is set to use.
+"""Running numba kernels on as many threads as PyTorch is set to use: on PyTorch's own where they can be had.
 
-The threads are Python's own, and the kernels release the interpreter lock. numba's parallel loops were tried instead:
-they took twice as long to compile (2.8 against 1.4 s of processor time for the gate), and GNU OpenMP ends a process
-that enters it on both sides of a fork, as data loaders do.
+PyTorch's threads are OpenMP's, and after each operation they keep their cores busy for some milliseconds, waiting for
+the next one; threads of another pool would have to share the cores with them. ``GOMP_parallel``, which compilers call
+for a parallel region (GNU OpenMP has it, LLVM's OpenMP too), is therefore looked up in the very library that PyTorch
+has loaded, and told to run a Python function on each thread, which hands pieces of the work to kernels that release the
+interpreter lock. Without that library, and in a process forked after this module was imported, where OpenMP would wait
+in vain for threads that the fork has not taken along, the threads are Python's own.
+
+numba's parallel loops were tried instead: they took twice as long to compile (2.8 against 1.4 s of processor time for
+the gate), and end a process that enters them on both sides of a fork, as data loaders do.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 from collections import deque
@@ -16,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from collections.abc import Callable
 
 GRAIN = 32768  # elements per thread below which waking another one costs more than it saves
 PIECES = 4  # per thread
+
+_started_in = os.getpid()
 
 
 def launch(kernel: Any, units: int, elements: int, *arguments: Any) -> None:
@@ -35,41 +44,59 @@ def launch(kernel: Any, units: int, elements: int, *arguments: Any) -> None:
     if threads == 1:
         kernel(0, units, *arguments)
         return
-    # Whoever is free takes the next piece: a thread of OpenMP that waits for work may hold a core for milliseconds.
+    # Whoever is free takes the next piece: a thread may be late, or share its core with another process.
     pieces = min(units, threads * PIECES)
     todo = deque((units * n // pieces, units * (n + 1) // pieces) for n in range(pieces))
+    failed: list[BaseException] = []
 
-    def work() -> None:
-        while todo:
-            try:
-                start, stop = todo.popleft()
-            except IndexError:  # another thread was faster
-                return
-            kernel(start, stop, *arguments)
+    def work(_: Any = None) -> None:
+        try:
+            while todo:
+                try:
+                    start, stop = todo.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                kernel(start, stop, *arguments)
+        except BaseException as error:  # OpenMP's caller would not hear of it
+            todo.clear()
+            failed.append(error)
 
+    enter = _openmp()
+    if enter is not None and os.getpid() == _started_in:
+        enter(_REGION(work), None, threads, 0)
+        work()  # what is left if an interrupt stopped a thread before it took its first piece
+    else:
+        _in_pool(work, threads)
+    if failed:
+        raise failed[0]
+
+
+_REGION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def _openmp() -> Callable[..., None] | None:
+    """``GOMP_parallel(function, data, threads, flags)`` of the OpenMP that PyTorch has loaded, if there is one."""
+    try:
+        enter = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # a symbol is sought in the libraries it depends on, too
+    except (OSError, AttributeError):
+        return None
+    enter.argtypes = [_REGION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    enter.restype = None
+    return enter
+
+
+def _in_pool(work: Callable[[], None], threads: int) -> None:
+    """Run the function on so many threads, this one among them."""
     pool = _pool(os.getpid(), threads - 1)
     running = [pool.submit(work) for _ in range(threads - 1)]
-    try:
-        work()
-    finally:  # nothing may be freed that a thread still writes to
-        todo.clear()
-        for part in running:
-            if not part.cancel():  # it has started
-                part.result()
+    work()
+    for part in running:
+        if not part.cancel():  # it has started; nothing may be freed that it still writes to
+            part.result()
 
 
 @functools.cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """Threads do not survive a fork, so each process has its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix="pyassemble")
-
-
-def memory(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """The elements of a dense CPU tensor in the order of memory; 16-bit floats as bits (see ``halves``)."""
-    flat = tensor.detach().as_strided((tensor.numel(),), (1,))
-    if tensor.dtype is torch.bfloat16:
-        flat = flat.view(torch.uint16)
-    elif tensor.dtype is torch.float16:
-        flat = flat.view(torch.int16)
-    array: npt.NDArray[Any] = flat.numpy()
-    return array

@@ -23,6 +23,7 @@ from pyassemble.kernels.checks import check_tensor, split_seed
 from pyassemble.kernels.deferred import numba_jit, triton_jit
 from pyassemble.kernels.halves import load, store
 from pyassemble.kernels.layout import laid_out_like, layout
+from pyassemble.kernels.memory import ELEMENTS, elements
 from pyassemble.kernels.operators import differentiable, operator
 from pyassemble.kernels.philox import numba_uniform, numba_words, triton_uniform_run
 
@@ -43,16 +44,18 @@ def perturb_reference(x: torch.Tensor, alpha: float, u: torch.Tensor) -> torch.T
 
 @numba_jit()
 def _cpu_perturb(
-    start: Any, stop: Any, y: Any, x: Any, alpha: Any, seed: Any, channels: Any, space: Any, unit: Any
-) -> None:
+    start: Any, stop: Any, like: Any, y_address: Any, x_address: Any, size: Any, alpha: Any, seed: Any, channels: Any,
+    space: Any, unit: Any,
+) -> None:  # fmt: skip
     """Unit: some blocks of four draws. Memory is (samples, space, channels), row-major order (samples, channels,
     space); where they agree, both are given as 1.
     """  # noqa: D205
-    for block in range(start * unit, min(stop * unit, (x.size + 3) // 4)):
+    y, x = elements(y_address, size, like), elements(x_address, size, like)
+    for block in range(start * unit, min(stop * unit, (size + 3) // 4)):
         words = numba_words(seed, block & 0xFFFFFFFF, np.uint64(block) >> np.uint64(32), 0, philox.NOISE)
         for place in range(4):
             i = 4 * block + place
-            if i < x.size:
+            if i < size:
                 if channels > 1:
                     i += (i % space) * (channels - 1) - (i // space % channels) * (space - 1)
                 store(y, i, load(x, i) + alpha * numba_uniform(words[place]))
@@ -61,7 +64,7 @@ def _cpu_perturb(
 def _cpu(y: torch.Tensor, x: torch.Tensor, alpha: float, seed: int, channels: int, space: int) -> None:
     scalar = np.asarray(alpha, np.float64 if x.dtype is torch.float64 else np.float32)[()]
     units = -(-x.numel() // (4 * UNIT))
-    arrays = parallel.memory(y), parallel.memory(x)
+    arrays = ELEMENTS[x.dtype], y.data_ptr(), x.data_ptr(), x.numel()
     # A draw costs several times what an element does elsewhere.
     parallel.launch(_cpu_perturb, units, 16 * UNIT, *arrays, scalar, seed, channels, space, UNIT)
 

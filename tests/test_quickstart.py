@@ -23,8 +23,11 @@ def test_transfer_is_ahead_before_training(tmp_path: Path) -> None:
     assert (result.transferred > result.random).all()
     assert result.picture.read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in result.picture.parent.iterdir()] == ["transfer.png"]  # no temporary name is left
+    assert result.assembled.accuracy > 0.5
+    assert 0 < result.assembled.trained < result.assembled.parameters / 10
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "before training" in printed
+    assert result.assembled.recipe in printed
     assert f"{100 * result.transferred[0, 0]:.1f} %" in printed
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)

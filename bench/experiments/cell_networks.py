@@ -1,8 +1,8 @@
 """A cell search space for 32×32 images after NAS-Bench-201 (Dong and Yang 2020), narrow enough to train on a CPU.
 
 A cell has four nodes; each of the six edges between an earlier and a later one carries one of five operations, and a
-node sums its edges. A network is a stem, three stages of equal cells, between them residual blocks that halve the image,
-and a head. 5^6 = 15 625 cells, some of them the same function, some without a path.
+node sums its edges. A network is a stem, three stages of equal cells, residual blocks between them that halve the
+image, and a head. 5^6 = 15 625 cells, some of them the same function, some without a path.
 """
 
 from __future__ import annotations

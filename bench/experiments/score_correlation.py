@@ -6,7 +6,7 @@ trained for a few epochs and tested. Every finished network is kept in OUT/netwo
 it stopped.
 
     python bench/experiments/score_correlation.py                  one CPU core, about half an hour
-    python bench/experiments/score_correlation.py --device cuda --cells 200 --images 50000 --epochs 12 --channels 16 --out DIR
+    python bench/experiments/score_correlation.py --device cuda --cells 200 --images 50000 --epochs 12 --out OTHER
     python bench/experiments/score_correlation.py --report-only    table and plot again from networks.csv
 """
 
@@ -105,7 +105,8 @@ class Networks:
 
 def network(cell: Cell, conditions: Conditions, seed: int) -> CellNetwork:
     torch.manual_seed(seed)
-    return CellNetwork(cell, channels=conditions.channels).to(conditions.device)
+    net = CellNetwork(cell, channels=conditions.channels)
+    return net.to(conditions.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def scores(cell: Cell, conditions: Conditions, images: torch.Tensor) -> list[float]:
@@ -116,7 +117,7 @@ def scores(cell: Cell, conditions: Conditions, images: torch.Tensor) -> list[flo
 
 def measured(cell: Cell, conditions: Conditions, train: Images, test: Images, normalize: Normalize) -> Row:
     start = time.perf_counter()
-    found = scores(cell, conditions, normalize(train.pixels[: conditions.score_images]).contiguous())
+    found = scores(cell, conditions, normalize(train.pixels[: conditions.score_images]))
     scored = time.perf_counter()
     net = network(cell, conditions, conditions.seed)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -129,6 +130,7 @@ def measured(cell: Cell, conditions: Conditions, train: Images, test: Images, no
         batch_size=conditions.batch_size,
         learning_rate=LEARNING_RATE,
         seed=conditions.seed,
+        autocast=torch.bfloat16,
         prepare=normalize,
         augment=random_flip,
     )
@@ -264,8 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, default=ROOT / "bench/results/score_correlation")
     add("--cells", type=int, default=60)
     add("--images", type=int, default=5000)
-    add("--test-images", type=int, default=4000)
-    add("--epochs", type=int, default=3)
+    add("--test-images", type=int, default=2000)
+    add("--epochs", type=int, default=2)
     add("--channels", type=int, default=8)
     add("--score-images", type=int, default=1024)
     add("--initializations", type=int, default=2)

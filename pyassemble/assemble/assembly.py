@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from pyassemble.assemble.composition import check_cut, made_stitch, recipe_of, with_given_stitches
 from pyassemble.assemble.head import Head
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, RecipeError, TensorError
+from pyassemble.network.sources import SpecKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -132,9 +133,7 @@ class Assembly(nn.Module):
         Raises:
             TensorError: As :meth:`forward`.
         """
-        expected = self.recipe.input_shape.size
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            raise TensorError(f"images have shape {tuple(images.shape)}; (B, {', '.join(map(str, expected))}) is taken")
+        check_images(images, self.recipe.input_shape.size)
         features = images
         for index, (stitch, block) in enumerate(zip(self.stitches, self.blocks, strict=True)):
             features = block(stitch(features))
@@ -163,7 +162,7 @@ class Assembly(nn.Module):
         """Whether the blocks are trained too (PA-DNN_full-train), or stay frozen in eval mode.
 
         Blocks to be trained get memory of their own first: the repository's networks, and other assemblies of them,
-        stay as they are.
+        stay as they are. Dropout that a network calls as a function stays off, as it was when the network was cut.
         """
         if mode:
             self._own_blocks()
@@ -264,27 +263,32 @@ class Assembly(nn.Module):
             RecipeError: A network cannot be rebuilt without its weights, so that the assembly could not be loaded.
             WeightsFileError: The folder holds something else, or cannot be written.
         """
-        from pyassemble.assemble.folder import save_assembly
+        from pyassemble.assemble.folder import save_folder
 
-        save_assembly(self, Path(folder))
+        save_folder(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Assembly:
         """Reads a folder that :meth:`save` wrote; the sources' weights are not needed.
 
         The code of the sources' architectures comes from timm, torchvision or the file that the recipe names, which is
-        executed; nothing is downloaded or unpickled.
+        executed; nothing is unpickled.
+
+        Args:
+            folder: The folder, or ``hf-hub:ORG/NAME``, which is downloaded; from there no files of code are executed.
 
         Returns:
             The assembly, in eval mode, on the CPU; it computes the same bits as the one saved.
 
         Raises:
+            HubError: The Hub cannot be reached, or has no such repository.
             RecipeError: The recipe is damaged, or an architecture is missing or has changed.
             WeightsFileError: The weights are missing, damaged, or of another assembly.
         """
-        from pyassemble.assemble.folder import load_assembly
+        from pyassemble.assemble.folder import fetch_folder, load_folder
 
-        return load_assembly(Path(folder))
+        scheme, _, name = str(folder).partition(":")
+        return load_folder(fetch_folder(name) if scheme == SpecKind.HUB else Path(folder))
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, token: str | None = None, message: str = "Upload assembly"
@@ -304,9 +308,9 @@ class Assembly(nn.Module):
             HubError: The Hub cannot be reached, or refuses.
             RecipeError: As :meth:`save`.
         """
-        from pyassemble.assemble.folder import push_assembly
+        from pyassemble.assemble.folder import push_folder
 
-        return push_assembly(self, repository, private=private, token=token, message=message)
+        return push_folder(self, repository, private=private, token=token, message=message)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._own_blocks()  # what is loaded is copied into memory that the repository's networks would share
@@ -319,6 +323,17 @@ class Assembly(nn.Module):
         for tensor in chain(self.blocks.parameters(), self.blocks.buffers()):
             tensor.data = tensor.data.clone()
         self._owns_blocks = True
+
+
+@fx.wrap  # one step of a symbolic trace, whose images have no sizes to compare
+def check_images(images: torch.Tensor, expected: tuple[int, ...]) -> None:
+    """Refuses images of another size than (B, *expected).
+
+    Raises:
+        TensorError: They are.
+    """
+    if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+        raise TensorError(f"images have shape {tuple(images.shape)}; (B, {', '.join(map(str, expected))}) is taken")
 
 
 def _sharing(segment: nn.Module) -> nn.Module:

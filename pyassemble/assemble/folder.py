@@ -18,7 +18,7 @@ from pyassemble.assemble.head import Head
 from pyassemble.assemble.rebuilding import cut_without_weights, file_hash
 from pyassemble.assemble.recipe import Recipe
 from pyassemble.errors import HubError, NetworkSpecError, RecipeError, WeightsFileError
-from pyassemble.network.sources import FOLDER_RECIPE, FOLDER_WEIGHTS, NetworkSpec, load_network
+from pyassemble.network.sources import FOLDER_RECIPE, FOLDER_WEIGHTS, NetworkSpec, SpecKind, load_network
 from pyassemble.network.weights import load_weights, write_weights
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _VERSION = 1
 _CARD = "README.md"
 
 
-def save_assembly(assembly: Assembly, folder: Path) -> None:
+def save_folder(assembly: Assembly, folder: Path) -> None:
     """Writes an assembly; see :meth:`Assembly.save`."""
     lost = next((source.network for source in assembly.recipe.sources if source.spec is None), None)
     if lost is not None:
@@ -51,7 +51,7 @@ def save_assembly(assembly: Assembly, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_assembly(folder: Path) -> Assembly:
+def load_folder(folder: Path) -> Assembly:
     """Reads an assembly; see :meth:`Assembly.load`."""
     content = _read(folder)
     recipe = Recipe.from_dict(content["recipe"])
@@ -74,7 +74,7 @@ def load_assembly(folder: Path) -> Assembly:
     return assembly.train_blocks(content["blocks_trained"]).eval()
 
 
-def push_assembly(assembly: Assembly, repository: str, *, private: bool, token: str | None, message: str) -> str:
+def push_folder(assembly: Assembly, repository: str, *, private: bool, token: str | None, message: str) -> str:
     """Uploads an assembly; see :meth:`Assembly.push_to_hub`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -82,14 +82,41 @@ def push_assembly(assembly: Assembly, repository: str, *, private: bool, token: 
     api = HfApi(token=token, library_name="pyassemble")
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "assembly")
-        save_assembly(assembly, folder)
+        save_folder(assembly, folder)
         try:
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise HubError(f"Hub repository {repository!r} cannot be written: {first}") from error
+            raise HubError(f"Hub repository {repository!r} cannot be written: {_first_line(error)}") from error
     return f"{api.endpoint}/{repository}"
+
+
+def fetch_folder(repository: str) -> Path:
+    """Downloads an assembly from the Hub, or finds it in the local cache.
+
+    Raises:
+        HubError: The Hub cannot be reached, or has no such repository.
+        RecipeError: The recipe names a file of code, of which only the local machine's could be run.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=[FOLDER_RECIPE, FOLDER_WEIGHTS]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise HubError(f"Hub repository {repository!r} cannot be read: {_first_line(error)}") from error
+    for source in Recipe.from_dict(_read(folder)["recipe"]).sources:
+        scheme = (source.spec or "").partition(":")[0]
+        if scheme not in (SpecKind.TIMM, SpecKind.TORCHVISION):
+            raise RecipeError(
+                f"Hub repository {repository!r} builds network {source.network!r} from {source.spec!r}; from the Hub "
+                "only architectures of timm and torchvision are built"
+            )
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _write(assembly: Assembly, folder: Path) -> None:

@@ -30,7 +30,7 @@ class Head(nn.Module):
         """
         super().__init__()
         self.shape = shape
-        self.classifier = nn.Linear(shape.channels, num_classes)
+        self.classifier = nn.Linear(shape.channels, num_classes, device="meta").to_empty(device="cpu")
         bound = 1 / math.sqrt(shape.channels)
         nn.init.uniform_(self.classifier.weight, -bound, bound, generator=generator)
         nn.init.uniform_(self.classifier.bias, -bound, bound, generator=generator)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from torch import fx, nn
 from pyassemble.assemble.recipe import SourceRecipe
 from pyassemble.errors import PyAssembleError
 from pyassemble.network.cuts import CutNetwork, cut
+from pyassemble.network.initialization import SkipInitialization
 from pyassemble.network.sources import NetworkSpec, SpecKind, load_network, stated_license
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ def source_recipe(repository: Repository, name: str) -> SourceRecipe:
     for text, options in _candidates(repository, name):
         try:
             spec = NetworkSpec.parse(text)
-            network = load_network(spec, meta=True, options=options)
+            # What cannot be built without numbers draws some.
+            with torch.random.fork_rng(devices=[]), SkipInitialization():  # type: ignore[no-untyped-call]
+                network = load_network(spec, meta=True, options=options)
             if not _holds_tensors_of(network, segments):
                 continue
             found = structure(cut_without_weights(network, repository.example_input))
@@ -84,17 +88,23 @@ def _candidates(repository: Repository, name: str) -> Iterator[tuple[str, Option
         channels, size = repository.example_input.shape[1], tuple(repository.example_input.shape[2:])
         for options in ({}, {"in_chans": channels}, {"img_size": size}, {"in_chans": channels, "img_size": size}):
             yield f"timm:{architecture}", options
-    yield from ((f"torchvision:{builder}", {}) for builder in _torchvision_builders(type(network)))
+    segments = repository[name].segments
+    count = sum(parameter.numel() for segment in segments for parameter in segment.parameters())
+    yield from ((f"torchvision:{builder}", {}) for builder in _torchvision_builders(type(network), count))
 
 
-def _torchvision_builders(kind: type[nn.Module]) -> Iterator[str]:
+def _torchvision_builders(kind: type[nn.Module], count: int) -> list[str]:
+    """Names of the builders in the file that defines a class, those of networks with about as many parameters first."""
     if not kind.__module__.startswith("torchvision.models."):
-        return
-    from torchvision.models import get_model_builder, list_models
+        return []
+    from torchvision.models import get_model_builder, get_model_weights, list_models
 
+    sizes: dict[str, float] = {}
     for name in list_models():
         if inspect.getmodule(get_model_builder(name)) is inspect.getmodule(kind):
-            yield name
+            weights = getattr(get_model_weights(name), "DEFAULT", None)
+            sizes[name] = math.inf if weights is None else weights.meta.get("num_params", math.inf)
+    return sorted(sizes, key=lambda name: (sizes[name] < count, sizes[name]))  # their heads come on top
 
 
 def _holds_tensors_of(network: nn.Module, segments: CutNetwork) -> bool:
@@ -108,17 +118,28 @@ def _holds_tensors_of(network: nn.Module, segments: CutNetwork) -> bool:
 
 
 def _described(segment: nn.Module) -> object:
+    """Steps, tensors and modules of a segment; dropout in all its forms is nothing in eval mode, and left out."""
     assert isinstance(segment, fx.GraphModule)
-    tensors = {name: (t.shape, t.dtype) for name, t in chain(segment.named_parameters(), segment.named_buffers())}
     modules = {name: _kind(module) for name, module in segment.named_modules() if name}
-    return segment.code, tensors, {name: kind for name, kind in modules.items() if kind != _IDENTITY}
+    tensors = {name: (t.shape, t.dtype) for name, t in chain(segment.named_parameters(), segment.named_buffers())}
+    numbers: dict[fx.Node, str] = {}
+    steps: list[str] = []
+    for node in segment.graph.nodes:
+        if node.op == "call_module" and modules[str(node.target)] == _IDENTITY:
+            numbers[node] = numbers[node.all_input_nodes[0]]
+            continue
+        numbers[node] = f"%{len(steps)}"
+        arguments = fx.map_arg((node.args, node.kwargs), lambda source: numbers[source])
+        target = node.target if isinstance(node.target, str) else torch.typename(node.target)
+        steps.append(f"{node.op} {target} {arguments}")
+    return steps, tensors, {name: kind for name, kind in modules.items() if kind != _IDENTITY}
 
 
 _IDENTITY = "identity"
 
 
 def _kind(module: nn.Module) -> str:
-    """What a module is; dropout in all its forms is nothing in eval mode, and counts as that."""
+    """What a module is."""
     if type(module) is nn.Module:  # a container that slicing made
         return ""
     if not any(True for _ in chain(module.parameters(), module.buffers(), module.children())) and _is_identity(module):

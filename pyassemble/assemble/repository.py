@@ -23,7 +23,7 @@ from pyassemble.errors import (
 )
 from pyassemble.network.cuts import CutNetwork, cut
 from pyassemble.network.modules import unwrap
-from pyassemble.network.sources import load_network
+from pyassemble.network.sources import NetworkSpec, load_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,7 @@ class Repository:
             ArgumentTypeError: There are no networks, or something is no network.
             CutError: A network has no blocks to cut between; the message names it, as do the following.
             DuplicateNameError: Two networks go by one name.
-            NetworkSpecError: A network cannot be built.
+            NetworkSpecError: A network cannot be built, or a source is not understood.
             TensorError: A network holds numbers that are not finite.
             UnknownOptionError: ``sources`` names a network that is not there.
             UnsupportedNetworkError: A network cannot be traced.
@@ -95,6 +95,8 @@ class Repository:
         unknown = next((name for name in sources or () if name not in given), None)
         if unknown is not None:
             raise UnknownOptionError("network in sources", unknown, given)
+        for source in (sources or {}).values():
+            NetworkSpec.parse(source)
         if not isinstance(example_input, torch.Tensor):
             raise ArgumentTypeError(f"example_input is a {type(example_input).__name__}; a tensor was expected")
         self.example_input = example_input
@@ -116,9 +118,9 @@ class Repository:
                 raise
 
     def _cut(self, network: nn.Module) -> CutNetwork:
-        _check_finite(network)
         first = next(chain(network.parameters(), network.buffers()), self.example_input)
         cut_network = cut(network, self.example_input.to(first.device))
+        _check_finite(network)
         for module in (*cut_network.segments, cut_network.head):
             module.to(self.device)
         return cut_network

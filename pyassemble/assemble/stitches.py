@@ -41,7 +41,8 @@ class Stitch(nn.Module):
         """
         super().__init__()
         self.source, self.target = source, target
-        self.convolution, self._space = _convolution(source, target)
+        layer, self._space = _convolution(source, target)
+        self.convolution = layer.to_empty(device="cpu")
         _initialize(self.convolution, generator)
         self.prefix_tokens: nn.Parameter | None = None
         if target.prefix_tokens:
@@ -109,19 +110,20 @@ def as_maps(features: torch.Tensor, shape: FeatureShape) -> torch.Tensor:
 
 
 def _convolution(source: FeatureShape, target: FeatureShape) -> tuple[nn.Conv2d | nn.ConvTranspose2d, tuple[int, int]]:
-    """The convolution, and the height and width that it gives."""
+    """The convolution without weights, and the height and width that it gives."""
     channels = (source.channels, target.channels)
     sizes = ((source.height, target.height), (source.width, target.width))
     if any(before < after for before, after in sizes) and all(before <= after for before, after in sizes):
         rows, columns = (after // before for before, after in sizes)
         # (n − 1)·s − 2 + 3 + (s − 1) = n·s
         more = (rows - 1, columns - 1)
-        layer = nn.ConvTranspose2d(*channels, _KERNEL, (rows, columns), padding=1, output_padding=more)
+        stride = (rows, columns)
+        layer = nn.ConvTranspose2d(*channels, _KERNEL, stride, padding=1, output_padding=more, device="meta")
         return layer, (source.height * rows, source.width * columns)
     rows, columns = (max(before // after, 1) for before, after in sizes)
     # ⌊(n + 2 − 3) / s⌋ + 1 = ⌈n / s⌉
     space = (math.ceil(source.height / rows), math.ceil(source.width / columns))
-    return nn.Conv2d(*channels, _KERNEL, (rows, columns), padding=1), space
+    return nn.Conv2d(*channels, _KERNEL, (rows, columns), padding=1, device="meta"), space
 
 
 def _initialize(layer: nn.Conv2d | nn.ConvTranspose2d, generator: torch.Generator | None) -> None:

@@ -13,7 +13,7 @@ from pyassemble.network.modules import refuse, traits, unwrap
 from pyassemble.network.traced import example_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from pyassemble.network.groups import Groups
 
@@ -21,12 +21,12 @@ _ACCEPTED = (torch.float32, torch.float64)
 
 
 def check_teachers(networks: Sequence[nn.Module]) -> list[nn.Module]:
-    """The networks without wrappers, if they can be merged.
+    """The networks without wrappers, if each of them can be merged with others of its kind.
 
     Raises:
         ArgumentTypeError: No sequence of networks, or fewer than two.
         UnsupportedNetworkError: A network that cannot be read, is in train mode, or shares modules or weights.
-        MismatchError: They are not of one architecture, or on different devices.
+        MismatchError: One network is given twice.
         TensorError: Parameters in another precision than float32 or float64, or not finite.
     """
     if isinstance(networks, nn.Module) or not isinstance(networks, list | tuple) or len(networks) < 2:
@@ -34,8 +34,6 @@ def check_teachers(networks: Sequence[nn.Module]) -> list[nn.Module]:
     teachers = [unwrap(network) for network in networks]
     for number, teacher in enumerate(teachers):
         _check_alone(teacher, f"network {number}")
-    for number, teacher in enumerate(teachers[1:], 1):
-        _check_alike(teachers[0], teacher, f"network {number}")
     if len({id(teacher) for teacher in teachers}) < len(teachers):
         raise MismatchError("one network is given twice; load it twice if that is meant")
     return teachers
@@ -84,7 +82,22 @@ def _check_shared_modules(teacher: nn.Module, which: str) -> None:
             )
 
 
-def _check_alike(first: nn.Module, other: nn.Module, which: str) -> None:
+def check_alike(teachers: Sequence[nn.Module], heads: Collection[str], *, union: bool) -> None:
+    """Refuses networks that are not of one architecture.
+
+    Args:
+        teachers: From :func:`check_teachers`.
+        heads: Names of the tensors of the output layers.
+        union: Whether these may differ in their number of outputs.
+
+    Raises:
+        MismatchError: They differ; the message names the first difference.
+    """
+    for number, teacher in enumerate(teachers[1:], 1):
+        _check_pair(teachers[0], teacher, f"network {number}", heads, union)
+
+
+def _check_pair(first: nn.Module, other: nn.Module, which: str, heads: Collection[str], union: bool) -> None:
     if type(first) is not type(other):
         raise MismatchError(f"{which} is a {type(other).__name__}, network 0 a {type(first).__name__}")
     mine, theirs = _state(first), _state(other)
@@ -94,8 +107,9 @@ def _check_alike(first: nn.Module, other: nn.Module, which: str) -> None:
             lacks = which if name in mine else "network 0"
             raise MismatchError(f"{lacks} has no {name!r}, which {has} has with shape {_shape(mine, theirs, name)}")
         a, b = mine[name], theirs[name]
-        if a.shape != b.shape:
-            raise MismatchError(f"{name!r} has shape {tuple(b.shape)} in {which}, {tuple(a.shape)} in network 0")
+        if a.shape != b.shape and not (union and name in heads and a.shape[1:] == b.shape[1:]):
+            hint = ' (head="union" keeps all outputs side by side)' if name in heads else ""
+            raise MismatchError(f"{name!r} has shape {tuple(b.shape)} in {which}, {tuple(a.shape)} in network 0{hint}")
         if a.dtype != b.dtype:
             raise MismatchError(f"{name!r} is {b.dtype} in {which}, {a.dtype} in network 0")
         if a.device != b.device:

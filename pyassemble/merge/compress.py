@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pyassemble.errors import OutOfRangeError
-from pyassemble.merge.layout import Kept
+from pyassemble.merge.layers import resized
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from pyassemble.merge.layout import Places
     from pyassemble.merge.widen import Widened
@@ -36,7 +36,7 @@ def check_kept(name: str, kept: Tensor, available: int) -> Tensor:
         raise OutOfRangeError(
             f"group {name!r}: kept units {tuple(flat.shape)} of {flat.dtype}; a non-empty 1-d LongTensor is expected"
         )
-    if int(flat.min()) < 0 or int(flat.max()) >= available or len(flat.unique()) < len(flat):
+    if int(flat.min()) < 0 or int(flat.max()) >= available or len(set(flat.tolist())) < len(flat):
         raise OutOfRangeError(f"group {name!r}: kept units must be different numbers in [0, {available})")
     return torch.sort(flat.long()).values
 
@@ -90,15 +90,28 @@ def _source_positions(labels: Tensor, where: Places, groups: Groups, numbers: Se
     occurrences: dict[tuple[int, int], list[int]] = {}
     for place, key in enumerate(zip(group, unit, strict=True)):
         occurrences.setdefault(key, []).append(place)
-    position = {
-        key: p for p, key in enumerate(zip(where.teacher.tolist(), where.index.tolist(), strict=True))
-    }
+    position = {key: p for p, key in enumerate(zip(where.teacher.tolist(), where.index.tolist(), strict=True))}
     result = torch.empty(len(labels), dtype=torch.int64)
     for (g, slot), places in occurrences.items():
         teacher, source = divmod(int(numbers[g][slot]), groups.groups[g].size)
         for place, original in zip(places, occurrences[g, source], strict=True):
             result[place] = position[teacher, original]
     return result
+
+
+def with_outputs(template: nn.Module, layers: Collection[str], wide: Mapping[str, Tensor]) -> nn.Module:
+    """A network like the template whose output layers have as many outputs as the wide student's."""
+    network = copy.deepcopy(template)
+    for name in layers:
+        layer: Any = network.get_submodule(name)
+        into, out = (0, 1) if getattr(layer, "transposed", False) else (1, 0)
+        shape = list(layer.weight.shape)
+        shape[out] = wide[f"{name}.weight"].shape[out]
+        bias = None if layer.bias is None else wide[f"{name}.bias"]
+        wider = resized(layer, layer.weight.new_zeros(shape), bias, entering=shape[into], leaving=shape[out])
+        path, _, last = name.rpartition(".")
+        setattr(network.get_submodule(path), last, wider)
+    return network
 
 
 def plain_copy(template: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

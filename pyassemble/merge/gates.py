@@ -37,7 +37,8 @@ class GateGroup:
 
     def open_probability(self) -> Tensor:
         """(n,): P[g > 0] of each gate."""
-        return gate_open_probability(self.loc)
+        probability: Tensor = gate_open_probability(self.loc)
+        return probability
 
     def sparsity_loss(self) -> Tensor:
         """(r - mean P[g > 0])^2, r the share to keep (Merging)."""
@@ -46,7 +47,8 @@ class GateGroup:
     @torch.no_grad()
     def importance(self) -> Tensor:
         """(n,): the gates of evaluation, in [0, 1]."""
-        return hard_concrete_eval(torch.ones(1, len(self.loc), dtype=self.loc.dtype, device=self.loc.device), self.loc)[0]
+        values: Tensor = hard_concrete_eval(self.loc.new_ones(1, len(self.loc)), self.loc)
+        return values[0]
 
 
 class GateBank(nn.Module):
@@ -116,22 +118,24 @@ class GateSite(nn.Module):
                 self.repeat = repeat
 
     def forward(self, x: Tensor) -> Tensor:
-        """x times the gates: drawn per sample in training, fixed in evaluation."""
+        """X times the gates: drawn per sample in training, fixed in evaluation."""
         bank = self._bank[0]
         if bank.forced_open:
             return x
         if self.direct:
             return self._gated(x, self.dim)
         if self.repeat:
-            split = x.unflatten(self.dim, (-1, self.repeat))
+            split = x.unflatten(self.dim, (-1, self.repeat))  # type: ignore[no-untyped-call]
             return self._gated(split, self.dim).flatten(self.dim, self.dim + 1)
         return x * self._values(x)
 
     def _gated(self, x: Tensor, dim: int) -> Tensor:
         bank, group = self._bank[0], self.groups[0]
         if self.training:
-            return hard_concrete_gate(x, bank.locs[group], seed=bank.seed(group), dim=dim)
-        return hard_concrete_eval(x, bank.locs[group], dim=dim)
+            y: Tensor = hard_concrete_gate(x, bank.locs[group], seed=bank.seed(group), dim=dim)
+        else:
+            y = hard_concrete_eval(x, bank.locs[group], dim=dim)
+        return y
 
     def _values(self, x: Tensor) -> Tensor:
         bank = self._bank[0]

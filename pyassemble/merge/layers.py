@@ -8,12 +8,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pyassemble.merge.layout import Places
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyassemble.merge.layout import Places
 
 _BUFFERS = ("running_mean", "running_var")
+
+
+def union_dense(layers: Sequence[Any], entering: Places | None) -> Any:
+    """An output layer that gives all teachers' outputs side by side, each from its own channels at first."""
+    first = layers[0]
+    into, out = (0, 1) if getattr(first, "transposed", False) else (1, 0)
+    counts = [layer.weight.shape[out] for layer in layers]
+    teacher = torch.arange(len(layers)).repeat_interleave(torch.tensor(counts))
+    leaving = Places(0, teacher, torch.cat([torch.arange(count) for count in counts]))
+    weight = wide_weight([layer.weight for layer in layers], entering, leaving, into, out)
+    bias = None if first.bias is None else torch.cat([layer.bias.detach() for layer in layers])
+    return resized(first, weight, bias, entering=weight.shape[into], leaving=weight.shape[out])
 
 
 def wide_dense(layers: Sequence[Any], entering: Places | None, leaving: Places | None) -> Any:
@@ -31,13 +44,13 @@ def wide_dense(layers: Sequence[Any], entering: Places | None, leaving: Places |
     if first.bias is not None:
         biases = [layer.bias.detach() for layer in layers]
         bias = torch.stack(biases).mean(0) if leaving is None else gathered(biases, leaving)
-    return _resized(first, weight, bias, entering=weight.shape[into], leaving=weight.shape[out])
+    return resized(first, weight, bias, entering=weight.shape[into], leaving=weight.shape[out])
 
 
 def wide_weight(
     weights: Sequence[Tensor], entering: Places | None, leaving: Places | None, into: int, out: int
 ) -> Tensor:
-    """The weight of :func:`wide_dense` from the teachers' weights, ``into`` and ``out`` their two channel dimensions."""
+    """The weight of :func:`wide_dense` from the teachers', ``into`` and ``out`` their two channel dimensions."""
     shape = list(weights[0].shape)
     shape[into] = shape[into] if entering is None else entering.size
     shape[out] = shape[out] if leaving is None else leaving.size
@@ -56,9 +69,7 @@ def wide_weight(
     return weight
 
 
-def _add_block(
-    weight: Tensor, block: Tensor, out: int, rows: Tensor | None, into: int, columns: Tensor | None
-) -> None:
+def _add_block(weight: Tensor, block: Tensor, out: int, rows: Tensor | None, into: int, columns: Tensor | None) -> None:
     rows = torch.arange(weight.shape[out]) if rows is None else rows
     columns = torch.arange(weight.shape[into]) if columns is None else columns
     target = weight.movedim((out, into), (0, 1))
@@ -80,51 +91,52 @@ def wide_grouped(layers: Sequence[Any], groups: Sequence[tuple[int, int]]) -> An
         biases = [layer.bias.detach().reshape(layer.groups, -1) for layer in layers]
         bias = torch.stack([biases[t][g] for t, g in groups]).flatten()
     share = len(groups) / first.groups
-    resized = _resized(
+    block = resized(
         first, weight, bias, entering=round(first.in_channels * share), leaving=round(first.out_channels * share)
     )
-    resized.groups = len(groups)
-    return resized
+    block.groups = len(groups)
+    return block
 
 
-def _resized(layer: Any, weight: Tensor, bias: Tensor | None, *, entering: int, leaving: int) -> Any:
-    resized = bare_copy(layer)
-    resized.weight = nn.Parameter(weight, requires_grad=True)
+def resized(layer: Any, weight: Tensor, bias: Tensor | None, *, entering: int, leaving: int) -> Any:
+    """A copy of a convolution or linear layer with other weights."""
+    copied = bare_copy(layer)
+    copied.weight = nn.Parameter(weight, requires_grad=True)
     if bias is not None:
-        resized.bias = nn.Parameter(bias, requires_grad=True)
+        copied.bias = nn.Parameter(bias, requires_grad=True)
     names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
-    setattr(resized, names[0], entering)
-    setattr(resized, names[1], leaving)
-    return resized
+    setattr(copied, names[0], entering)
+    setattr(copied, names[1], leaving)
+    return copied
 
 
 def wide_norm(norms: Sequence[Any], places: Places) -> Any:
     """A normalization of each channel by itself, over channels of several teachers: affine and buffers."""
-    resized = bare_copy(norms[0])
-    resized.num_features = places.size
-    take_channels(resized, norms, places)
-    return resized
+    wide = bare_copy(norms[0])
+    wide.num_features = places.size
+    take_channels(wide, norms, places)
+    return wide
 
 
 def joint_spanning_norm(norms: Sequence[Any], places: Places) -> Any:
     """A normalization that spans channels, over all of some channels at once."""
-    resized = bare_copy(norms[0])
-    if isinstance(resized, nn.GroupNorm):
-        resized.num_channels = places.size
+    wide = bare_copy(norms[0])
+    if isinstance(wide, nn.GroupNorm):
+        wide.num_channels = places.size
     else:
-        resized.normalized_shape = (places.size,)
-    take_channels(resized, norms, places)
-    return resized
+        wide.normalized_shape = (places.size,)
+    take_channels(wide, norms, places)
+    return wide
 
 
-def take_channels(resized: nn.Module, layers: Sequence[nn.Module], places: Places) -> None:
+def take_channels(wide: nn.Module, layers: Sequence[nn.Module], places: Places) -> None:
     """Parameters and buffers that run over channels, gathered from the teachers."""
     for name, _ in layers[0].named_parameters(recurse=False):
         values = [layer.get_parameter(name).detach() for layer in layers]
-        resized.register_parameter(name, nn.Parameter(gathered(values, places)))
+        wide.register_parameter(name, nn.Parameter(gathered(values, places)))
     for name in _BUFFERS:
         if getattr(layers[0], name, None) is not None:
-            resized.register_buffer(name, gathered([layer.get_buffer(name) for layer in layers], places))
+            wide.register_buffer(name, gathered([layer.get_buffer(name) for layer in layers], places))
 
 
 def gathered(tensors: Sequence[Tensor], places: Places, dim: int = 0) -> Tensor:
@@ -136,7 +148,7 @@ def gathered(tensors: Sequence[Tensor], places: Places, dim: int = 0) -> Tensor:
 def bare_copy(module: nn.Module) -> Any:
     """A copy whose own parameters are the original's, to be replaced."""
     kept = {id(parameter): parameter for parameter in module.parameters()}
-    return copy.deepcopy(module, kept)  # type: ignore[arg-type]
+    return copy.deepcopy(module, kept)
 
 
 def trainable_copy(module: nn.Module) -> nn.Module:

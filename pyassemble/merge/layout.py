@@ -57,9 +57,7 @@ class Places:
         Raises:
             ValueError: They are not the same slices.
         """
-        where = {
-            key: p for p, key in enumerate(zip(other.teacher.tolist(), other.index.tolist(), strict=True))
-        }
+        where = {key: p for p, key in enumerate(zip(other.teacher.tolist(), other.index.tolist(), strict=True))}
         try:
             order = [where[key] for key in zip(self.teacher.tolist(), self.index.tolist(), strict=True)]
         except KeyError:
@@ -101,10 +99,10 @@ class Kept:
     def places(self, labels: Tensor, dim: int) -> Places:
         """How a layer of free choice lays out its channels.
 
-        The teachers stand side by side within each run of channels: a run ends where a unit returns and, if ``borders``,
-        where the group changes. Heads thus stay whole in stacked q, k and v, and an operation that splits channels
-        along the borders of runs does to the wide tensor what it does to the teachers'. Where channels of two layers are
-        interleaved afterwards (a shuffle), borders must not be heeded: the layers' groups may differ.
+        The teachers stand side by side within each run of channels. A run ends where a unit returns and, if
+        ``borders``, where the group changes. Heads thus stay whole in stacked q, k and v, and an operation that splits
+        channels along the borders of runs does to the wide tensor what it does to the teachers'. Where channels of two
+        layers are interleaved afterwards (a shuffle), borders must not be heeded: the layers' groups may differ.
         """
         teachers, indices = [], []
         held = [self.holds(labels, t) for t in range(self.teachers)]

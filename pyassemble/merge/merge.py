@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pyassemble.errors import UnsupportedOperationError
-from pyassemble.merge.checks import check_example, check_teachers, kept_counts
+from pyassemble.errors import UnknownOptionError, UnsupportedOperationError
+from pyassemble.merge.checks import check_alike, check_example, check_teachers, kept_counts
 from pyassemble.merge.layout import Kept
 from pyassemble.merge.student import WideStudent
 from pyassemble.network.coupling import couple
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 # What rounding does to a deep network in float32; a wrong graph misses by orders of magnitude more.
 _TOLERANCE = 1e-2
 
+HEADS = ("mean", "union")
+
 
 def merge(
-    networks: Sequence[nn.Module], example_input: Any, *, keep: float | None = None, seed: int = 0
+    networks: Sequence[nn.Module],
+    example_input: Any,
+    *,
+    keep: float | None = None,
+    seed: int = 0,
+    head: str = "mean",
 ) -> WideStudent:
     """Joins trained networks of one architecture into a wide student (Merging, section 3).
 
@@ -40,6 +47,8 @@ def merge(
         example_input: A batch that they take, or a tuple of positional arguments.
         keep: Share of all units that compression keeps, in (0, 1]; None for 1/N, the original size.
         seed: Of the gates' initial values and draws.
+        head: "mean": the student gives the mean of the networks' outputs (Merging). "union": it gives all of them side
+            by side, for networks with other classes each.
 
     Returns:
         The wide student, in eval mode.
@@ -52,19 +61,26 @@ def merge(
         UnsupportedOperationError: An operation cannot be merged; the message names it.
         OutOfRangeError: A ratio that leaves no whole number of units in a group.
         TensorError: Half precision, or weights that are not finite.
+        UnknownOptionError: Another ``head``.
     """
+    if head not in HEADS:
+        raise UnknownOptionError("head", head, HEADS)
+    union = head == "union"
     teachers = check_teachers(networks)
     check_example(example_input, teachers[0])
     traced = trace(teachers[0], example_input)
     owned = [name for name, _ in teachers[0].named_parameters()]
-    coupling = couple(traced, output_layers(traced), owned)
+    outputs = output_layers(traced)
+    tensors = {f"{node.target}.{tensor}" for node in outputs for tensor in ("weight", "bias")}
+    check_alike(teachers, tensors, union=union)
+    coupling = couple(traced, outputs, owned)
     groups = find_groups(coupling)
     counts = kept_counts(groups, len(teachers), 1 / len(teachers) if keep is None else keep)
     kept = Kept.all(groups, len(teachers))
     try:
-        student = WideStudent(coupling, kept, teachers, counts, seed)
+        student = WideStudent(coupling, kept, teachers, counts, seed, union=union)
     except UnsupportedOperationError:
-        student = WideStudent(coupling, replace(kept, borders=False), teachers, counts, seed)
+        student = WideStudent(coupling, replace(kept, borders=False), teachers, counts, seed, union=union)
     student.eval()
     _check_mean(student, teachers, example_input)
     return student
@@ -83,14 +99,20 @@ def _check_mean(student: WideStudent, teachers: list[nn.Module], example_input: 
             f"{type(teachers[0]).__name__} computes with sizes in a way that is not known: {_first_line(error)}"
         ) from error
     for parts, value in zip(zip(*outputs, strict=True), wide, strict=True):
-        mean = torch.stack(parts).mean(0)
-        error = float((value - mean).abs().max()) if mean.numel() else 0.0
-        scale = float(torch.stack(parts).abs().max()) if mean.numel() else 0.0
-        if not error <= _TOLERANCE * scale + 1e-6:
+        mean = _joined(parts, value) if student.union else torch.stack(parts).mean(0)
+        missed = float((value - mean).abs().max()) if mean.numel() else 0.0
+        scale = max(float(part.abs().max()) for part in parts) if mean.numel() else 0.0
+        if not missed <= _TOLERANCE * scale + 1e-6:
             raise UnsupportedOperationError(
                 f"{type(teachers[0]).__name__} computes something that the traced graph does not show: the wide "
-                f"student misses the mean of the outputs by {error:.3g} (they reach {scale:.3g})"
+                f"student misses the mean of the outputs by {missed:.3g} (they reach {scale:.3g})"
             )
+
+
+def _joined(parts: Sequence[Tensor], value: Tensor) -> Tensor:
+    """Outputs side by side, along the dimension in which the student's is larger."""
+    dim = next(d for d in range(value.ndim) if value.shape[d] != parts[0].shape[d])
+    return torch.cat(list(parts), dim)
 
 
 def _tensors(output: Any) -> list[Tensor]:

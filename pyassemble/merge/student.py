@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from pyassemble.errors import UnknownOptionError
-from pyassemble.merge.compress import check_kept, chosen_units, largest, original_state, plain_copy, resized_state
+from pyassemble.merge.compress import (
+    check_kept,
+    chosen_units,
+    largest,
+    original_state,
+    plain_copy,
+    resized_state,
+    with_outputs,
+)
 from pyassemble.merge.gates import GateBank, GateGroup, GateSite
 from pyassemble.merge.layout import Kept
 from pyassemble.merge.widen import widen
@@ -34,6 +42,7 @@ class WideStudent(nn.Module):
         teachers: The networks; copied.
         counts: How many units of each group :meth:`compress` keeps.
         seed: Of the gates' initial values and draws.
+        union: Whether the student gives all teachers' outputs side by side, not their mean.
 
     Attributes:
         gate_groups: Gates by the name of their group.
@@ -41,7 +50,14 @@ class WideStudent(nn.Module):
     """
 
     def __init__(
-        self, coupling: Coupling, kept: Kept, teachers: Sequence[nn.Module], counts: Sequence[int], seed: int
+        self,
+        coupling: Coupling,
+        kept: Kept,
+        teachers: Sequence[nn.Module],
+        counts: Sequence[int],
+        seed: int,
+        *,
+        union: bool = False,
     ) -> None:
         super().__init__()
         first = next(teachers[0].parameters())
@@ -51,7 +67,8 @@ class WideStudent(nn.Module):
         self._kept, self._coupling, self._counts = kept, coupling, list(counts)
         # Held without becoming a child: a network of the original class, to be filled by compress().
         self._template = [copy.deepcopy(teachers[0])]
-        self._widened = widen(coupling, teachers, kept, self._site)
+        self.union = union
+        self._widened = widen(coupling, teachers, kept, self._site, union=union)
         self.graph = self._widened.graph
 
     def _site(self, labels: Tensor, places: Places) -> GateSite:
@@ -84,7 +101,7 @@ class WideStudent(nn.Module):
         return list(self.graph.parameters())
 
     def sparsity_loss(self) -> Tensor:
-        """Sum over groups of (r - mean P[g > 0])^2 (Merging, L_half), to be multiplied by lambda and added to the loss."""
+        """Sum over groups of (r - mean P[g > 0])^2 (Merging, L_half); lambda times it is added to the loss."""
         return torch.stack([group.sparsity_loss() for group in self.gate_groups.values()]).sum()
 
     def opened(self) -> AbstractContextManager[None]:
@@ -129,14 +146,16 @@ class WideStudent(nn.Module):
             if name not in chosen:
                 raise UnknownOptionError("group", name, chosen)
             chosen[name] = check_kept(name, numbers, len(self.gate_groups[name].loc))
-        numbers = list(chosen.values())
+        kept_units = list(chosen.values())
         groups, template = self._kept.groups, self._template[0]
         state = self._folded_state()
-        if all(len(units) == group.size for units, group in zip(numbers, groups.groups, strict=True)):
-            network = plain_copy(template, original_state(state, template, self._widened.places, groups, numbers))
+        if self.union:
+            template = with_outputs(template, {str(node.target) for node in self._coupling.outputs}, state)
+        if all(len(units) == group.size for units, group in zip(kept_units, groups.groups, strict=True)):
+            network = plain_copy(template, original_state(state, template, self._widened.places, groups, kept_units))
         else:
             teachers = self._kept.teachers
-            kept = Kept(groups, teachers, chosen_units(groups, teachers, numbers), self._kept.borders)
+            kept = Kept(groups, teachers, chosen_units(groups, teachers, kept_units), self._kept.borders)
             small = widen(self._coupling, [template] * teachers, kept, None, joint_norms=True)
             network = small.graph
             network.load_state_dict(resized_state(state, small, self._widened.places), strict=True)

@@ -14,7 +14,7 @@ class SpelledOutAttention(nn.MultiheadAttention):
     Known is self-attention without masks, as vision transformers use it; the attention weights are not returned.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -34,7 +34,8 @@ class SpelledOutAttention(nn.MultiheadAttention):
         if query is not key or query is not value or any(part is not None for part in unusual) or self.add_zero_attn:
             raise NotImplementedError("attention other than plain self-attention")
         x = query if self.batch_first else query.transpose(0, 1)
-        heads = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
+        heads = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        heads = heads.unflatten(-1, (3, self.num_heads, -1))  # type: ignore[no-untyped-call]
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).transpose(1, 2).flatten(2)
         out = self.out_proj(y)

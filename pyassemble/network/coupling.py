@@ -255,7 +255,9 @@ class _Walk:
         name, weight = str(node.target), f"{node.target}.weight"
         into, out = (0, 1) if module.transposed else (1, 0)
         ndim = self.fact(node).ndim
-        entering = None if labels is None else self.line(node, labels, ndim - module.weight.ndim + 1, module.in_channels)
+        entering = (
+            None if labels is None else self.line(node, labels, ndim - module.weight.ndim + 1, module.in_channels)
+        )
         if module.groups > 1 and entering is not None:
             return self.grouped(node, module, entering)
         if module.groups > 1:
@@ -346,7 +348,9 @@ class _Walk:
         elif len(module.normalized_shape) == 1:
             dim = next((d for d in varying(labels) if shape[d] == module.normalized_shape[0]), len(shape) - 1)
         else:
-            self.refuse(node, f"normalizes over dimensions {tuple(module.normalized_shape)}; over channels alone is known")
+            self.refuse(
+                node, f"normalizes over dimensions {tuple(module.normalized_shape)}; over channels alone is known"
+            )
         entering = self.line(node, labels, dim, shape[dim])
         self.result.spanning[node] = dim
         for tensor in ("weight", "bias"):
@@ -362,13 +366,15 @@ class _Walk:
             for inner in child.modules():
                 holds = next(inner.parameters(), None) is not None
                 if holds or (next(inner.children(), None) is None and not ops.acts_elementwise(inner)):
-                    self.refuse(node, f"holds a {type(inner).__name__}, which is not known to act on each channel alone")
+                    self.refuse(
+                        node, f"holds a {type(inner).__name__}, which is not known to act on each channel alone"
+                    )
 
     def norm_function(self, node: fx.Node) -> Labels:
         labels = self.given(node.args[0])
         shape = self.fact(node.args[0]).shape
-        normalized = node.args[1] if len(node.args) > 1 else node.kwargs["normalized_shape"]
-        if len(map_arg(normalized, self.fact)) != 1:
+        normalized: Any = node.args[1] if len(node.args) > 1 else node.kwargs["normalized_shape"]
+        if len(normalized) != 1:
             self.refuse(node, "normalizes over several dimensions; over channels alone is known")
         if labels is None:
             self.refuse(node, "normalizes what belongs to no network in particular")
@@ -441,7 +447,7 @@ class _Walk:
 
     def padded(self, node: fx.Node) -> Labels:
         labels, shape = self.given(node.args[0]), self.fact(node.args[0]).shape
-        amounts = map_arg(node.args[1] if len(node.args) > 1 else node.kwargs["pad"], self.fact)
+        amounts: Any = map_arg(node.args[1] if len(node.args) > 1 else node.kwargs["pad"], self.fact)
         for place, dim in enumerate(reversed(range(labels.ndim))):
             before, after = amounts[2 * place : 2 * place + 2] or (0, 0)
             if (before or after) and labels.shape[dim] > 1:
@@ -569,5 +575,3 @@ def _full_tree(labels: Labels, value: Any) -> Any:
 
 def _compact_tree(value: Any) -> Any:
     return compact(value) if is_tensor(value) else tuple(map(_compact_tree, value))
-
-

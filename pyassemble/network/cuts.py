@@ -23,8 +23,10 @@ from pyassemble.network.slices import is_restorable, sliced
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pyassemble.network.layers import LayerSequence
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class CutNetwork:
     """A network in eval mode as a row of segments and a head.
 
@@ -45,6 +47,12 @@ class CutNetwork:
     def __len__(self) -> int:
         return len(self.segments)
 
+    def __repr__(self) -> str:
+        rows = [
+            f"{k}: {name} ({shape})" for k, (name, shape) in enumerate(zip(self.cut_points, self.shapes, strict=True))
+        ]
+        return "\n".join((f"{len(self)} segments of a network for {self.input_shape}", *rows))
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The network's own tensor before its head, (B, ...)."""
         for segment in self.segments:
@@ -60,8 +68,8 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
     """Cuts a network at its cut points.
 
     Segments and head share the memory of the network's tensors; their parameters are frozen. Each tensor of the network
-    is in exactly one of them: in the one that uses it, or, where the forward pass uses it nowhere, in that of the
-    tensor defined before it. Run in a row, they compute the same bits as the network does in eval mode.
+    is in exactly one of them: in the one that uses it, or, where the forward pass uses it nowhere, with others of its
+    module. Run in a row, they compute the same bits as the network does in eval mode.
 
     Args:
         network: Takes one batch of images; it stays as it is.
@@ -70,18 +78,21 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
     Raises:
         ArgumentTypeError: The example input is no batch.
         CutError: The network has no features before its head, or no block.
-        UnsupportedNetworkError: The network cannot be traced, or not run on images of that shape.
+        UnsupportedNetworkError: The network cannot be read (lazy, quantized, sharded), traced, or run on images of
+            that shape.
     """
+    sequence = standardize_blocks(network)  # refuses networks whose tensors cannot be read, by name
     graph = traced(network, example_input)
     kind = type(network).__name__
     if example_input.dim() != 4:
         raise CutError(f"{kind} takes inputs of shape {tuple(example_input.shape)}; images (B, C, H, W) are accepted")
     sink_constants(graph)
     crossings = _crossings(graph)
-    last = _last_features(graph, crossings)
+    blocks = _blocks(graph, sequence)
+    last = _last_features(crossings, blocks)
     if last is None:
         raise CutError(f"{kind} has no features (B, C, H, W) or (B, N, C) that all of its head is computed from")
-    points = _cut_points(_blocks(graph), crossings, last)
+    points = _cut_points(blocks, crossings, last)
     if not points:
         raise CutError(f"{kind} has no block before its head; blocks hold two or more convolution or linear layers")
 
@@ -150,8 +161,7 @@ def _crossings(graph: TracedNetwork) -> list[Crossing]:
         if len(tensors) != 1 or tensors[0] not in shapes or tensors[0] is graph.input or torn[i]:
             continue
         if all(is_restorable(graph.values[other]) for other in alive if other is not tensors[0]):
-            pools = _pools(graph, tensors[0]) or _drops_tokens(tensors[0], shapes)
-            found.append(Crossing(i, tensors[0], shapes[tensors[0]], pools))
+            found.append(Crossing(i, tensors[0], shapes[tensors[0]], _pools(graph, tensors[0], shapes)))
     return found
 
 
@@ -186,26 +196,27 @@ _POOLING_LAYERS = (
     nn.modules.pooling._AdaptiveAvgPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd,
 )
-_POOLING_FUNCTIONS = frozenset(
+_POOLING_NAMES = frozenset(
     ("mean", "amax", "max", "sum", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
 )
 
 
-def _pools(graph: TracedNetwork, node: fx.Node) -> bool:
+def _pools(graph: TracedNetwork, node: fx.Node, shapes: Mapping[fx.Node, FeatureShape]) -> bool:
     if node.op == "call_module":
-        return isinstance(graph.module.get_submodule(str(node.target)), _POOLING_LAYERS)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in _POOLING_FUNCTIONS
+        named = isinstance(graph.module.get_submodule(str(node.target)), _POOLING_LAYERS)
+    else:
+        named = (
+            node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        ) in _POOLING_NAMES
+    before, after = next((shapes[source] for source in node.all_input_nodes if source in shapes), None), shapes[node]
+    if named or before is None or any(True for _ in tensors_of(graph, node)):
+        return named
+    # Some layer's own way of pooling, or only some of the tokens, as heads that leave out the class token take them.
+    to_one_pixel = after.height * after.width == 1 < before.height * before.width
+    return to_one_pixel or (before.kind == after.kind == "tokens" and after.size[0] < before.size[0])
 
 
-def _drops_tokens(node: fx.Node, shapes: Mapping[fx.Node, FeatureShape]) -> bool:
-    """Whether a step takes some of the tokens only, as heads do that average without the class token."""
-    before = next((shapes[source] for source in node.all_input_nodes if source in shapes), None)
-    after = shapes[node]
-    return before is not None and before.kind == after.kind == "tokens" and after.size[0] < before.size[0]
-
-
-def _blocks(graph: TracedNetwork) -> list[_Block]:
+def _blocks(graph: TracedNetwork, sequence: LayerSequence) -> list[_Block]:
     """The network's blocks that the forward pass goes through, in order of execution."""
     nodes = list(graph.module.graph.nodes)
     position = {node: i for i, node in enumerate(nodes)}
@@ -213,7 +224,6 @@ def _blocks(graph: TracedNetwork) -> list[_Block]:
     for i, node in enumerate(nodes):
         for path, _ in node.meta.get("nn_module_stack", {}).values():
             steps.setdefault(path, []).append(i)
-    sequence = standardize_blocks(graph.root)
     found: dict[str, _Block] = {}
     for element in sequence.elements:
         name = _common_parent(sequence.names[element.start : element.stop])
@@ -244,16 +254,18 @@ def _with_parents(name: str) -> Iterable[str]:
         name = name.rpartition(".")[0]
 
 
-def _last_features(graph: TracedNetwork, crossings: Sequence[Crossing]) -> Crossing | None:
+def _last_features(crossings: Sequence[Crossing], blocks: Sequence[_Block]) -> Crossing | None:
     """The last tensor before the global pooling."""
     pixel = len(crossings)  # from here on, all is down to one pixel
     while pixel and crossings[pixel - 1].shape.height * crossings[pixel - 1].shape.width == 1:
         pixel -= 1
-    # Small images are so before the pooling, which then shows by its kind; a convolution may have done it, too.
+    # Small images are so long before it: then it is the first pooling behind the last block that returns features.
     end = len(crossings)
-    for i in range(end - 1, pixel - 1, -1):
-        if crossings[i].pools or (i == pixel > 0 and not any(True for _ in tensors_of(graph, crossings[i].node))):
-            end = i
+    final = crossings[-1].position if crossings else 0
+    body = max((block.end for block in blocks if block.end <= final), default=0)
+    pooling = [i for i in range(pixel, end) if crossings[i].pools]
+    if pooling:
+        end = next((i for i in pooling if crossings[i].position > body), pooling[-1])
     # Pooling to more than one pixel, as before a flattening, belongs to the head too.
     while end and crossings[end - 1].pools:
         end -= 1

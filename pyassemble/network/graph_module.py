@@ -110,8 +110,8 @@ def is_layer(module: nn.Module) -> bool:
 def traced(network: nn.Module, example_input: torch.Tensor) -> TracedNetwork:
     """Traces a network's forward pass in eval mode.
 
-    The result holds frozen parameters of its own that share the memory of the network's, and the same for its buffers;
-    the network keeps its mode, its ``requires_grad`` and its hooks.
+    The result holds frozen parameters of its own that share the memory of the network's, and the same for its buffers,
+    all of which are in its ``state_dict``; the network keeps its mode, its ``requires_grad`` and its hooks.
 
     Args:
         network: Takes one tensor; further arguments keep their defaults.
@@ -133,6 +133,9 @@ def traced(network: nn.Module, example_input: torch.Tensor) -> TracedNetwork:
         root = copied(network, _frozen(network))
     except Exception as error:  # whatever a foreign __deepcopy__ may raise
         raise UnsupportedNetworkError(f"{kind} cannot be copied: {reason(error)}") from error
+    for inner in root.modules():
+        # What one network computes when it is made may not be what another of its architecture does.
+        inner._non_persistent_buffers_set.clear()
     try:
         with torch.random.fork_rng(devices=[]):
             tracer = symbolic_trace(root, is_layer)

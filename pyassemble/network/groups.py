@@ -127,9 +127,7 @@ def _components(coupling: Coupling, units: npt.NDArray[np.int64]) -> npt.NDArray
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
-def _unit_kinds(
-    coupling: Coupling, units: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64]
-) -> dict[int, str]:
+def _unit_kinds(coupling: Coupling, units: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64]) -> dict[int, str]:
     kinds: dict[int, str] = {}
     for label, kind in coupling.kinds.items():
         if label >= 0:
@@ -139,9 +137,7 @@ def _unit_kinds(
     return kinds
 
 
-def _names(
-    coupling: Coupling, units: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64], count: int
-) -> list[str]:
+def _names(coupling: Coupling, units: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64], count: int) -> list[str]:
     """Name of each group by the first layer or tensor that produces its channels; a second one of it is numbered."""
     producer: dict[int, str] = {}
     for name, labels in coupling.produced.items():

@@ -28,7 +28,7 @@ class Relation:
 
     def relate(self, left: Tensor, right: Tensor) -> None:
         """Element by element, with broadcasting; SHARED is related to nothing."""
-        a, b = (side.reshape(-1).numpy() for side in torch.broadcast_tensors(left, right))
+        a, b = (side.reshape(-1).numpy() for side in torch.broadcast_tensors(left, right))  # type: ignore[no-untyped-call]
         proper = (a >= 0) & (b >= 0) & (a != b)
         if proper.any():
             pairs = np.unique(np.stack((a[proper], b[proper])), axis=1)

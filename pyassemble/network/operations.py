@@ -36,9 +36,9 @@ _NAMES: dict[str, str] = {
         ELEMENTWISE,
     ),
     **dict.fromkeys(
-        "reshape view reshape_as view_as flatten unflatten permute transpose t squeeze unsqueeze getitem cat concat stack split chunk "
-        "unbind narrow select expand expand_as repeat tile repeat_interleave roll flip contiguous movedim swapaxes "
-        "index_select swapdims".split(),
+        "reshape view reshape_as view_as flatten unflatten permute transpose t squeeze unsqueeze getitem cat concat "
+        "stack split chunk unbind narrow select expand expand_as repeat tile repeat_interleave roll flip contiguous "
+        "movedim swapaxes index_select swapdims".split(),
         MOVEMENT,
     ),
     **dict.fromkeys("mean sum amax amin norm var std logsumexp".split(), REDUCTION),
@@ -79,10 +79,10 @@ _MODULES: tuple[tuple[type[nn.Module], str], ...] = (
 
 # What commutes with a mean over networks: the output layers may be followed by these alone.
 _LINEAR_NAMES = frozenset(
-    "add sub iadd isub neg dropout float half bfloat16 double to clone reshape view flatten unflatten permute transpose "
-    "t squeeze unsqueeze getitem cat concat stack split chunk unbind narrow select expand contiguous movedim mean sum "
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate "
-    "mul div truediv".split()
+    "add sub iadd isub neg dropout float half bfloat16 double to clone reshape view flatten unflatten permute "
+    "transpose t squeeze unsqueeze getitem cat concat stack split chunk unbind narrow select expand contiguous "
+    "movedim mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "interpolate mul div truediv".split()
 )
 _LINEAR_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.modules.pooling._AvgPoolNd,
@@ -114,7 +114,7 @@ def kind_of(node: fx.Node, root: nn.Module) -> str | None:
 
 def _foreign_kind(module: nn.Module) -> str | None:
     """Kind of a library's own layers without weights, which derive from no layer of torch."""
-    from timm.layers import DropPath
+    from timm.layers.drop import DropPath
 
     return ELEMENTWISE if isinstance(module, DropPath) else None
 
@@ -149,7 +149,7 @@ def _is_tensor_node(argument: object) -> bool:
     return hasattr(argument, "meta") and getattr(argument, "meta", {}).get("is_tensor", True)
 
 
-def dims_of(args: tuple[Any, ...], kwargs: dict[str, Any], ndim: int, *, position: int = 1) -> tuple[int, ...]:
+def dims_of(args: Any, kwargs: Any, ndim: int, *, position: int = 1) -> tuple[int, ...]:
     """The dimensions that an operation's ``dim`` argument names, as non-negative numbers; all where there is none."""
     dim = kwargs.get("dim", args[position] if len(args) > position else None)
     if dim is None:
@@ -172,7 +172,7 @@ CONVOLUTIONS = functions(F.conv1d, F.conv2d, F.conv3d)
 
 def linear_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
     """Input, weight and bias of ``F.linear``."""
-    return tuple(_argument(node, place, name) for place, name in enumerate(("input", "weight", "bias")))  # type: ignore[return-value]
+    return _argument(node, 0, "input"), _argument(node, 1, "weight"), _argument(node, 2, "bias")
 
 
 def is_weight_of(parameter: fx.Node, user: fx.Node) -> bool:

@@ -54,4 +54,3 @@ def _is_output_layer(node: fx.Node, graph: fx.GraphModule) -> bool:
         return False
     module = graph.get_submodule(str(node.target))
     return isinstance(module, nn.Linear) or (isinstance(module, nn.modules.conv._ConvNd) and module.groups == 1)
-

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_all
 from pyassemble.network.graph_module import BATCHES, TensorShape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pyassemble.network.graph_module import TracedNetwork, Value
 
@@ -153,20 +153,30 @@ def _may_view(graph: TracedNetwork, node: fx.Node) -> bool:
 
 
 def _place_unused(root: nn.Module, modules: Sequence[nn.Module]) -> None:
-    """Puts each tensor that no step uses into the module that holds the tensor defined before it."""
-    homes = {id(tensor): module for module in modules for tensor in chain(module.parameters(), module.buffers())}
+    """Puts each tensor that no step uses where others of its module are, or else that defined before it."""
+    homes = {id(tensor): module for module in modules for tensor in _tensors(module)}
     home = modules[0]
-    for name, tensor in chain(root.named_parameters(), root.named_buffers()):
-        if id(tensor) in homes:
-            home = homes[id(tensor)]
-            continue
-        holder = home
-        *path, last = name.split(".")
-        for part in path:
-            if part not in holder._modules:
-                holder.add_module(part, nn.Module())
-            holder = holder.get_submodule(part)
-        if isinstance(tensor, nn.Parameter):
-            holder.register_parameter(last, tensor)
-        else:
-            holder.register_buffer(last, tensor)
+    for path, module in root.named_modules():
+        own = dict(chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)))
+        unused = {name: tensor for name, tensor in own.items() if id(tensor) not in homes}
+        home = next((homes[id(tensor)] for tensor in _tensors(module) if id(tensor) in homes), home)
+        for name, tensor in unused.items():
+            _register(home, f"{path}.{name}" if path else name, tensor)
+            homes[id(tensor)] = home
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def _register(holder: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Gives a module a tensor under a dotted name."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in holder._modules:
+            holder.add_module(part, nn.Module())
+        holder = holder.get_submodule(part)
+    if isinstance(tensor, nn.Parameter):
+        holder.register_parameter(last, tensor)
+    else:
+        holder.register_buffer(last, tensor)

@@ -32,8 +32,12 @@ FOLDER_WEIGHTS = "model.safetensors"
 
 ACCEPTED_FORMS = (
     "timm:NAME, torchvision:NAME, hf-hub:ORG/NAME, "
-    f"a folder with {FOLDER_CONFIG} and {FOLDER_WEIGHTS}, or path/to/file.py:factory"
+    f"a folder with {FOLDER_CONFIG} or {FOLDER_RECIPE} and {FOLDER_WEIGHTS}, or path/to/file.py:factory"
 )
+
+#: Where ``load_folder(path)`` is that reads the networks of each kind that a recipe may name. They are made by the
+#: package's capabilities, which lie above this folder: so they are named here, and imported when such a recipe is met.
+RECIPE_READERS = {"assembly": "pyassemble.assemble.folder"}
 
 _LISTING = {"timm": "timm.list_models()", "torchvision": "torchvision.models.list_models()"}
 
@@ -105,13 +109,13 @@ def load_network(
 
     Args:
         spec: ``timm:NAME``, ``torchvision:NAME``, ``hf-hub:ORG/NAME``, a folder in the Hub's layout (``config.json``
-            naming a timm architecture, ``model.safetensors``), or ``path/to/file.py:factory``; the file is executed and
-            ``factory()`` called.
+            naming a timm architecture, ``model.safetensors``), a folder that this package wrote (``recipe.json``), or
+            ``path/to/file.py:factory``; the file is executed and ``factory()`` called.
         weights: A weights file, loaded strictly into the network, in place of any weights it would come with.
         pretrained: With the weights published for it, downloaded if need be. A folder always comes with its own
             weights, a factory's network with whatever the factory gave it.
         meta: On the meta device: shapes only. A network whose construction needs real numbers is built on the default
-            device instead, with random weights.
+            device instead, with random weights; one with a recipe as it was saved.
         options: Arguments for the library's builder beside the name, such as ``in_chans`` for timm.
 
     Returns:
@@ -119,6 +123,7 @@ def load_network(
 
     Raises:
         NetworkSpecError: The spec is not understood, unknown to its library, or its network cannot be built.
+        RecipeError: A folder's recipe is damaged, or a network that it needs is missing or has changed.
         WeightsFileError: The weights file cannot be read or does not fit the network.
     """
     spec = NetworkSpec.parse(spec) if isinstance(spec, str) else spec
@@ -133,6 +138,11 @@ def load_network(
         )
     if options and spec.kind in (SpecKind.FOLDER, SpecKind.FACTORY):
         raise NetworkSpecError(f"network {spec.text!r} is built without options; given were {', '.join(options)}")
+    if spec.kind is SpecKind.FOLDER and not (_path_of(spec) / FOLDER_CONFIG).is_file():
+        network = _from_recipe(spec)
+        if weights is not None:
+            load_weights(network, weights)
+        return network
     if meta:
         return _build_on_meta(spec, options or {})
     network = _build(spec, pretrained, options or {})
@@ -212,20 +222,36 @@ def _from_folder(spec: NetworkSpec) -> nn.Module:
 
     folder = _path_of(spec)
     config = folder / FOLDER_CONFIG
-    if not config.is_file():
-        if (folder / FOLDER_RECIPE).is_file():
-            raise NetworkSpecError(f"folder {spec.text!r} holds a {FOLDER_RECIPE}, which this version does not read")
-        raise NetworkSpecError(f"folder {spec.text!r} holds neither {FOLDER_CONFIG} nor {FOLDER_RECIPE}")
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise NetworkSpecError(f"{config} is not readable as JSON: {_one_line(error)}") from error
+    content = _read_json(config)
     architecture = content.get("architecture") if isinstance(content, dict) else None
     if not isinstance(architecture, str):
         raise NetworkSpecError(f'{config} has no entry "architecture" with the name of a timm network')
     if not timm.is_model(architecture):
         raise _unknown(spec, "timm", timm.list_models(), name=architecture)
     return _call(spec, "timm", _timm_builder(f"local-dir:{folder}", False, {}))
+
+
+def _from_recipe(spec: NetworkSpec) -> nn.Module:
+    """A network that this package made, as it was saved, in training mode."""
+    folder = _path_of(spec)
+    file = folder / FOLDER_RECIPE
+    if not file.is_file():
+        raise NetworkSpecError(f"folder {spec.text!r} holds neither {FOLDER_CONFIG} nor {FOLDER_RECIPE}")
+    content = _read_json(file)
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind not in RECIPE_READERS:
+        raise NetworkSpecError(f"{file} is of kind {kind!r}; known are {', '.join(RECIPE_READERS)}")
+    network = importlib.import_module(RECIPE_READERS[kind]).load_folder(folder)
+    assert isinstance(network, nn.Module)
+    return network.train()
+
+
+def _read_json(file: Path) -> object:
+    try:
+        content: object = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NetworkSpecError(f"{file} is not readable as JSON: {_one_line(error)}") from error
+    return content
 
 
 def _from_factory(spec: NetworkSpec) -> nn.Module:

@@ -114,7 +114,9 @@ def _check_takes(network: nn.Module, name: str, arguments: tuple[Any, ...]) -> N
             network(*arguments)
     except Exception as error:  # whatever a foreign forward may raise
         shapes = ", ".join(str(tuple(part.shape)) for part in arguments if is_tensor(part))
-        raise UntraceableError(f"{name} does not take an example input of shape {shapes}: {_first_line(error)}") from error
+        raise UntraceableError(
+            f"{name} does not take an example input of shape {shapes}: {_first_line(error)}"
+        ) from error
 
 
 class _Proxy(fx.Proxy):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pyassemble.network.initialization import SkipInitialization
 from pyassemble.network.sources import load_network, stated_license
 from pyassemble.network.weights import read_header
 from pyassemble.zoo.entry import Entry
-from pyassemble.zoo.initialization import SkipInitialization
 from pyassemble.zoo.shards import merge_headers, read_index
 
 if TYPE_CHECKING:

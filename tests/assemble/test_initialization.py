@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyassemble.assemble.initialization import fit_stitch
-from pyassemble.errors import OutOfRangeError, TensorError
+import pyassemble as pa
+from pyassemble.assemble.initialization import fit_stitch, initialize_stitches
+from pyassemble.errors import OutOfRangeError, TensorError, UnknownOptionError
+from tests.assemble.small import problem, repository, shared_repository
+from tests.networks import same_state, snapshot
 
 
 def dense(x: Tensor, y: Tensor) -> Tensor:
@@ -80,3 +83,34 @@ def test_bad_input() -> None:
     with pytest.raises(OutOfRangeError, match="ridge -1"):
         fit_stitch(stitch, lambda i: i, lambda i: i[:, :2], [x], ridge=-1)
     assert torch.equal(stitch.weight, before)
+
+
+class TestAssembly:
+    def test_stitches_come_to_give_what_the_next_block_knows(self) -> None:
+        networks, (images, _) = shared_repository(), problem(256)
+        assembly = pa.Assembly.compose(networks, [("wide", 0, 1), ("deep", 2, 3), ("wide", 3, 4)], 3)
+        blocks, head = snapshot(assembly.blocks), snapshot(assembly.head)
+        fits = initialize_stitches(assembly, networks, images)
+        assert len(fits) == 2
+        assert all(fit.after < 0.5 < fit.before for fit in fits)
+        assert same_state(assembly.blocks, blocks)
+        assert same_state(assembly.head, head)
+        fresh, _ = problem(64, seed=8)
+        with torch.no_grad():
+            own = nn.Sequential(*networks["deep"].segments[:2])(fresh)
+            error = (assembly.stitches[1](assembly.blocks[0](fresh)) - own).square().mean() / own.var()
+        assert float(error) < 0.5  # images that were not fitted
+
+    def test_continuations_need_none(self) -> None:
+        networks, (images, _) = shared_repository(), problem(8)
+        assembly = pa.Assembly.compose(networks, [("wide", 0, 1), ("wide", 2, 4)], 3)
+        assert initialize_stitches(assembly, networks, images) == []
+
+    def test_another_repository(self) -> None:
+        networks, (images, _) = shared_repository(), problem(8)
+        assembly = pa.Assembly.compose(networks, [("wide", 0, 1), ("deep", 2, 5)], 3)
+        other = pa.Repository({"else": repository().original("wide")}, torch.zeros(1, 3, 8, 8))
+        with pytest.raises(UnknownOptionError, match="deep"):
+            initialize_stitches(assembly, other, images)
+        with pytest.raises(TensorError, match="no images"):
+            initialize_stitches(assembly, networks, images[:0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -9,9 +10,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import pyassemble as pa
+from pyassemble.assemble.prefixes import Executions, run_chains
 from pyassemble.assemble.score import score, score_batch, score_table
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, PyAssembleError, TensorError
 from pyassemble.kernels import perturb
+from tests.assemble.small import problem, shared_repository
 from tests.networks import build, same_state, snapshot
 
 
@@ -101,3 +105,43 @@ def test_bad_input() -> None:
             call()
         with pytest.raises(PyAssembleError):
             call()
+
+
+class TestAssemblies:
+    def test_is_the_score_of_the_features_before_the_head(self) -> None:
+        repository, (images, _) = shared_repository(), problem(12)
+        assembly = pa.Assembly.compose(repository, [("wide", 0, 1), ("deep", 3, 5)], 3, seed=1)
+        expected = by_formula(assembly.features, images, 0.01, 0)
+        assert score(assembly, images) == pytest.approx(expected, abs=1e-4)
+
+    def test_segments_of_one_repository_run_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        repository, (images, _) = shared_repository(), problem(12)
+        rows = [
+            [("wide", 0, 2), ("deep", 4, 5)],
+            [("wide", 0, 2), ("deep", 3, 5)],
+            [("wide", 0, 1), ("wide", 4, 4)],
+            [("deep", 0, 1), ("wide", 3, 4)],
+        ]
+        assemblies = [pa.Assembly.compose(repository, row, 3, seed=k) for k, row in enumerate(rows)]
+        alone = [score(assembly, images) for assembly in assemblies]
+        seen: list[Executions] = []
+
+        def counted(*arguments: object) -> object:
+            found = run_chains(*arguments)  # type: ignore[arg-type]
+            seen.append(found[1])
+            return found
+
+        monkeypatch.setattr(importlib.import_module("pyassemble.assemble.score"), "run_chains", counted)
+        assert score_batch(assemblies, images).tolist() == alone
+        # wide 0, 1, 2 once for three of them; nothing else is common.
+        assert seen == [Executions(requested=5 + 6 + 3 + 4, executed=(3 + 2 + 3 + 1) + 4)]
+
+    def test_trained_blocks_are_not_taken_for_the_repositorys(self) -> None:
+        repository, (images, labels) = shared_repository(), problem(16)
+        row = [("wide", 0, 2), ("deep", 4, 5)]
+        one, other = (pa.Assembly.compose(repository, row, 3) for _ in range(2))
+        assert score_batch([one, other], images).unique().numel() == 1
+        other.finetune((images, labels), epochs=1, mode="full")
+        found = score_batch([one, other], images)
+        assert found[0] != found[1]
+        assert found.tolist() == [score(one, images), score(other, images)]

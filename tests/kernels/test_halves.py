@@ -7,20 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyassemble.kernels import parallel
 from pyassemble.kernels.deferred import numba_jit
 from pyassemble.kernels.halves import load, store
+from pyassemble.kernels.memory import ELEMENTS, elements
 
 
 @numba_jit()
-def convert(source: Any, target: Any) -> None:
-    for i in range(source.size):
-        store(target, i, load(source, i))
+def convert(size: Any, source_like: Any, source: Any, target_like: Any, target: Any) -> None:
+    read, written = elements(source, size, source_like), elements(target, size, target_like)
+    for i in range(size):
+        store(written, i, load(read, i))
 
 
 def converted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     y = torch.empty(x.shape, dtype=dtype)
-    convert(parallel.memory(x), parallel.memory(y))
+    convert(x.numel(), ELEMENTS[x.dtype], x.data_ptr(), ELEMENTS[dtype], y.data_ptr())
     return y
 
 

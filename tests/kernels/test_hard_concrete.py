@@ -34,6 +34,7 @@ CASES = {  # shape, dimension of the channels, memory format
     "channels in the middle": ((3, 4, 5, 6), 2, torch.contiguous_format),
     "long rows": ((1, 2, 20011), 1, torch.contiguous_format),
     "many channels": ((2, 700, 3, 3), 1, torch.channels_last),
+    "samples that share units, channels last": ((5, 96, 13, 11), 1, torch.channels_last),
     "no samples": ((0, 3, 4, 4), 1, torch.contiguous_format),
     "no space": ((2, 3, 0), 1, torch.contiguous_format),
     "no channels": ((2, 0, 3), 1, torch.contiguous_format),

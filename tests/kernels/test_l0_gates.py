@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -93,3 +94,11 @@ def test_copies_and_bad_arguments() -> None:
         L0Gate2d(4.0)  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="loc_mean must be a number"):
         L0Gate2d(4, loc_mean="1")  # type: ignore[arg-type]
+    for arguments in ({"n_channels": 0}, {"loc_sd": -0.1}, {"loc_sd": math.inf}, {"loc_mean": math.nan}):
+        with pytest.raises(OutOfRangeError, match="accepted: at least one channel"):
+            L0Gate2d(**{"n_channels": 4, **arguments})  # type: ignore[arg-type]
+    for keep in (math.nan, -0.1, 1.1):
+        with pytest.raises(OutOfRangeError, match=r"keep must be in \[0, 1\]"):
+            gate.l0_loss(keep)
+    with pytest.raises(ArgumentTypeError, match="keep must be a number"):
+        gate.l0_loss("half")  # type: ignore[arg-type]

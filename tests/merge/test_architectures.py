@@ -38,9 +38,7 @@ def test_mean_of_teachers_and_one_teachers_features(name: str) -> None:
         for group in student.gate_groups.values():
             group.loc.fill_(100.0)  # open, in evaluation as well
     for teacher, network in enumerate(networks):
-        keep = {
-            group: torch.nonzero(gates.teacher == teacher)[:, 0] for group, gates in student.gate_groups.items()
-        }
+        keep = {group: torch.nonzero(gates.teacher == teacher)[:, 0] for group, gates in student.gate_groups.items()}
         compressed = student.compress(keep)
         assert type(compressed) is type(network)
         for features, expected in zip(
@@ -63,7 +61,9 @@ def test_compressed_is_wide_with_other_gates_closed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPANNING)
-def test_norms_across_channels_deviate_and_by_how_much_is_said(name: str, record_property: pytest.RecordProperty) -> None:
+def test_norms_across_channels_deviate_and_by_how_much_is_said(
+    name: str, record_property: pytest.RecordProperty
+) -> None:
     _, images, student = merged(name)
     keep = half(student)
     close_others(student, keep)

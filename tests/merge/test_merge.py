@@ -95,6 +95,25 @@ def test_other_ratios() -> None:
         assert close(small(x), student(x), 1e-5)
 
 
+def test_teachers_of_other_classes() -> None:
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, classes)).eval() for classes in (2, 4, 3)]
+    x = torch.randn(5, 3)
+    with pytest.raises(MismatchError, match="union"):
+        pa.merge(networks, x)
+    student = pa.merge(networks, x, head="union")
+    with torch.no_grad(), student.opened():
+        assert close(student(x), torch.cat([network(x) for network in networks], 1), 1e-6)
+    keep = {"0": torch.tensor([0, 4, 8, 9, 13, 17])}
+    close_others(student, keep)
+    compressed = student.compress(keep)
+    assert compressed[2].out_features == 9
+    with torch.no_grad():
+        assert close(compressed(x), student(x), 1e-6)
+    small = student.compress({"0": torch.tensor([0, 4, 8])})
+    assert small(x).shape == (5, 9)
+
+
 def test_selection_follows_loc_with_ties_to_the_lower_number() -> None:
     student = pa.merge(pair(), torch.randn(4, 3))
     loc = student.gate_groups["0"].loc
@@ -241,6 +260,7 @@ def test_refusals() -> None:
         (UnsupportedNetworkError, "one tensor", lambda: pa.merge(pair(Tied), x)),
         (UntraceableError, r"\(4, 5\)", lambda: pa.merge([a, b], torch.randn(4, 5))),
         (OutOfRangeError, "share of 0.3", lambda: pa.merge([a, b], x, keep=0.3)),
+        (UnknownOptionError, "head", lambda: pa.merge([a, b], x, head="both")),
         (OutOfRangeError, "keep", lambda: pa.merge([a, b], x, keep=1.5)),
         (UnknownOptionError, "'9'", lambda: pa.merge([a, b], x).compress({"9": torch.arange(6)})),
         (OutOfRangeError, r"\[0, 12\)", lambda: pa.merge([a, b], x).compress({"0": torch.tensor([0, 12])})),

@@ -182,7 +182,7 @@ class TestFolder:
         ("name", "content", "words"),
         [
             ("readme", "", r"holds neither config\.json nor recipe\.json"),
-            ("recipe.json", "{}", r"holds a recipe\.json, which this version does not read"),
+            ("recipe.json", "{}", r"recipe\.json is of kind None; known are assembly"),
             ("config.json", "{", r"config\.json is not readable as JSON"),
             ("config.json", "[]", 'has no entry "architecture"'),
             ("config.json", '{"architectures": ["Bert"]}', 'has no entry "architecture"'),

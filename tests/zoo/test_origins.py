@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pyassemble.errors import NetworkSpecError, WeightsFileError
+from pyassemble.network.initialization import SkipInitialization
 from pyassemble.network.sources import load_network
 from pyassemble.network.standardize import standardize
 from pyassemble.zoo.entry import Entry
 from pyassemble.zoo.folder import folder_jobs
 from pyassemble.zoo.hub import hub_jobs
-from pyassemble.zoo.initialization import SkipInitialization
 from pyassemble.zoo.origins import factory_jobs, timm_jobs, torchvision_jobs
 
 if TYPE_CHECKING:

@@ -1,0 +1,57 @@
+"""Results written past the caches: the same bits as those written in the ordinary way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyassemble.kernels import streaming
+from pyassemble.kernels.deferred import numba_jit
+from pyassemble.kernels.streaming import buffer, finish, stream
+from tests.kernels.backends import DTYPES, gate
+from tests.kernels.test_hard_concrete import CASES, example
+
+
+@numba_jit()
+def streamed(target: Any, source: Any, size: Any) -> Any:
+    """Copy by way of a buffer; the buffer's address."""
+    staged = buffer()
+    stream(staged, source, size)
+    stream(target, staged, size)
+    finish()
+    return staged
+
+
+def test_every_place_and_no_other_is_written() -> None:
+    """Sizes around one and two lines, from every offset to the start of a line."""
+    source = np.arange(1, 1025).astype(np.int16)
+    for start in range(70):
+        for size in (0, 1, 5, 31, 32, 33, 63, 64, 65, 100, 900):
+            target = np.zeros(1100, np.int16)
+            staged = streamed(target.ctypes.data + 2 * start, source[start:].ctypes.data, 2 * size)
+            assert staged % streaming.LINE == 0
+            assert (target[start : start + size] == source[start : start + size]).all()
+            assert not target[:start].any()
+            assert not target[start + size :].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_gate_is_the_same_streamed(monkeypatch: pytest.MonkeyPatch, case: str, dtype: torch.dtype) -> None:
+    x, loc, dy, dim = example(case, dtype)
+    expected = gate("numba", x, loc, dy, seed=7, dim=dim)
+    monkeypatch.setattr(streaming, "LEAST", 0)
+    for a, b in zip(gate("numba", x, loc, dy, seed=7, dim=dim), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_only_large_results_that_replace_no_input_are_streamed() -> None:
+    large, small = torch.empty(streaming.LEAST // 4), torch.empty(streaming.LEAST // 4 - 1)
+    fitting = streaming.BUFFER // 4
+    assert streaming.worthwhile(fitting, torch.empty_like(large), large)
+    assert not streaming.worthwhile(fitting + 1, torch.empty_like(large), large)
+    assert not streaming.worthwhile(fitting, large, large)
+    assert not streaming.worthwhile(fitting, torch.empty_like(small), small)
