@@ -101,6 +101,59 @@ def ranking_results() -> str:
     return "\n\n".join(lines)
 
 
+def merge_results() -> str:
+    """The sine experiment's picture and tables, the table on CIFAR-10, and the cost of a step."""
+    lines = []
+    for name, heading in (
+        ("merge_sine", "The publication's sine experiment"),
+        ("merge_sine_shuffled", "The same, with a new order of the samples for every epoch"),
+    ):
+        sine = RESULTS / name
+        if not (sine / "summary.md").exists():
+            continue
+        parts = (sine / "summary.md").read_text(encoding="utf-8").split("\n## ")
+        link = sine.relative_to(ROOT).as_posix()
+        option = " --shuffled" if name.endswith("shuffled") else ""
+        lines += [
+            f"### {heading}",
+            f"`python bench/experiments/merge_sine.py{option}`; [summary.md]({link}/summary.md).",
+            f"![test losses of the three strategies, and the curves they learned]({link}/plot.png)",
+            parts[0].partition("\n")[2].strip(),
+            parts[1].partition("\n")[2].strip(),
+        ]
+    cifar = RESULTS / "merge_cifar10"
+    if (cifar / "summary.md").exists():
+        link = cifar.relative_to(ROOT).as_posix()
+        lines += [
+            "### CIFAR-10, against what else the epochs could have been spent on",
+            f"`python bench/experiments/merge_cifar10.py`; [summary.md]({link}/summary.md).",
+            f"![test accuracy of each strategy]({link}/plot.png)",
+            (cifar / "summary.md").read_text(encoding="utf-8").split("\n## ")[0].partition("\n")[2].strip(),
+        ]
+    if (RESULTS / "merge.csv").exists():
+        lines += ["### What the gates cost", step_costs()]
+    return "\n\n".join(lines)
+
+
+def step_costs() -> str:
+    """Table of the last saved run of the wide student's step."""
+    with (RESULTS / "merge.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| step | with gates | without | ratio |", "|---|---|---|---|"]
+    for row in rows:
+        if row["peer"]:
+            ratio = float(row["value"]) / float(row["peer_value"])
+            times = quantity(row["value"], "s"), quantity(row["peer_value"], "s")
+            lines.append(f"| {row['what']} | {times[0]} | {times[1]} | {ratio:.2f} × |")
+    last = rows[-1]
+    lines.append("")
+    lines.append(
+        "Medians of alternating turns: `python -m pytest bench/test_merge.py --benchmark-enable --save-results merge`. "
+        f"{last['device']}, Python {last['python']}, torch {last['torch']}, commit {last['commit']}."
+    )
+    return "\n".join(lines)
+
+
 def replaced(text: str, name: str, content: str) -> str:
     """The text with the part between a pair of markers replaced."""
     start = text.index("\n", text.index(f"<!-- {name}:")) + 1
@@ -112,7 +165,13 @@ def main() -> None:
     """Rewrite README.md."""
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(encoding="utf-8"), "bench", benchmarks("transfer"))
-    for name, content in (("zoo", benchmarks("zoo")), ("kernels", kernels()), ("transfer", transfer_results())):
+    parts = {
+        "zoo": benchmarks("zoo"),
+        "merge": merge_results(),
+        "kernels": kernels(),
+        "transfer": transfer_results(),
+    }
+    for name, content in parts.items():
         text = replaced(text, name, content)
     readme.write_text(replaced(text, "ranking", ranking_results()), encoding="utf-8")
 

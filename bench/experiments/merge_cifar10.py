@@ -6,6 +6,7 @@ them into a new network. An epoch of the wide network computes more than one of 
 in epochs of one network, and "one long run, equal compute" has as many as merging. Finished strategies are kept in
 OUT/runs.csv, teachers and the state of merging in OUT/state: the same command goes on where it stopped. On a CPU,
 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment make the training faster.
+Architectures may be run by processes of their own.
 
     python bench/experiments/merge_cifar10.py                         one CPU core, tens of minutes
     python bench/experiments/merge_cifar10.py --device cuda --images 50000 --epochs 600 --seeds 5 --out DIR
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import signal
 import sys
 import time
@@ -66,7 +68,8 @@ class Row:
     budget_epochs: int
     batch_size: int
     rates: str
-    """SGD's learning rates: from random weights, of the wide network, of fine-tuning."""
+    """SGD's learning rates: from random weights, of the wide network, of fine-tuning, of the gates."""
+    precision: str
     device: str
     threads: int
     torch: str
@@ -82,7 +85,7 @@ class Experiment:
     def fresh(self, architecture: str, seed: int, *purpose: int | str) -> nn.Module:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed_of(seed, "weights", *purpose))
-            return ARCHITECTURES[architecture]().to(self.device)
+            return ARCHITECTURES[architecture]().to(self.device, memory_format=torch.channels_last)
 
     def run(self, architecture: str, strategy: str, seed: int) -> Outcome:
         budget, data = self.budget, self.data
@@ -156,20 +159,23 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def _append(file: Path, row: Row) -> None:
-    rows = [*_read_rows(file), asdict(row)]
-    with replacing(file) as temporary, temporary.open("w", newline="") as content:
-        writer = csv.DictWriter(content, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(rows)
+    """Adds a row; processes that run other architectures may be doing the same."""
+    with (file.parent / "state" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = [*_read_rows(file), asdict(row)]
+        with replacing(file) as temporary, temporary.open("w", newline="") as content:
+            writer = csv.DictWriter(content, [field.name for field in fields(Row)])
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def _data(folder: Path, images: int, test_images: int, device: torch.device) -> Data:
     normalize = Normalize(MEAN, STD)
     train, test = read(folder, "train", images), read(folder, "test", test_images)
     return Data(
-        normalize(train.pixels).contiguous().to(device),
+        normalize(train.pixels).to(device, memory_format=torch.channels_last),
         train.labels.to(device),
-        normalize(test.pixels).contiguous().to(device),
+        normalize(test.pixels).to(device, memory_format=torch.channels_last),
         test.labels.to(device),
     )
 
@@ -180,11 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "merge_cifar10")
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
-    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=18, help="of one long run; a multiple of 6")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--gate-rate", type=float, default=0.2, help="SGD's, for the gates")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16", help="of the forward pass")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no strategy is begun after as many")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -213,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_all(options: argparse.Namespace, runs: Path, console: Console) -> None:
     device = torch.device(options.device)
-    budget = Budget(options.epochs, options.batch_size)
+    budget = Budget(options.epochs, options.batch_size, gate_rate=options.gate_rate, precision=options.precision)
     started = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} epochs"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -224,6 +232,7 @@ def _run_all(options: argparse.Namespace, runs: Path, console: Console) -> None:
             "test_images": options.test_images,
             "budget_epochs": options.epochs,
             "batch_size": options.batch_size,
+            "precision": options.precision,
         }
         # All strategies of a seed before the next seed: what is there can be compared whenever the run is stopped.
         for seed in range(options.seeds):
@@ -251,7 +260,7 @@ def _run_all(options: argparse.Namespace, runs: Path, console: Console) -> None:
                         epochs=outcome.epochs,
                         compute=round(outcome.compute, 2),
                         seconds=round(time.perf_counter() - begun, 1),
-                        rates=f"{budget.rate} {budget.importance_rate} {budget.finetune_rate}",
+                        rates=f"{budget.rate} {budget.importance_rate} {budget.finetune_rate} {budget.gate_rate}",
                         device=device_name(device),
                         threads=options.threads,
                         torch=torch.__version__,

@@ -24,6 +24,8 @@ STRATEGIES = (
 )
 PUBLISHED = "68.8 merged, 67.0 best of three, 67.5 % one long run: CIFAR-100, ResNet-20, medians"
 
+PRECISIONS = {"no": "float32", "bf16": "bfloat16"}
+
 Row = dict[str, str]
 
 
@@ -98,8 +100,9 @@ def _summary(rows: Sequence[Row], lines: Sequence[Mapping[str, str]]) -> str:
         f"teachers {budget // 3} each, importance {budget // 6}, fine-tuning {budget // 6}; {seeds} seed(s) at most; "
         f"batch {first['batch_size']}; SGD, momentum 0.9, weight decay 1e-4, cosine from {rates[0]} (from random "
         f"weights) and {rates[2]} (fine-tuning, averaged weights), {rates[1]} constant while importance is learned, "
-        f"gates 0.2; lambda from 0.05, its growth multiplied so that its course over 150 epochs fits; random crops and "
-        f"flips; {first['device']}, {first['threads']} thread(s); "
+        f"gates {rates[3]}; lambda from 0.05, its growth multiplied so that its course over 150 epochs fits; random "
+        f"crops and flips; forward pass in {PRECISIONS[first['precision']]}; {first['device']}, {first['threads']} "
+        "thread(s); "
         f"{sum(float(row['seconds']) for row in rows) / 60:.0f} min of training in all; torch {first['torch']}, commit "
         f"{', '.join(sorted({row['commit'] for row in rows}))}."
     )
@@ -114,9 +117,9 @@ def _summary(rows: Sequence[Row], lines: Sequence[Mapping[str, str]]) -> str:
             table(list(lines[0]), [list(line.values()) for line in lines]),
             conditions,
             "Accuracies are of the last epoch; the best of three is picked by test accuracy, as favourable to it as "
-            "can be. Seconds are without the teachers', which merging, averaging and distilling share. `compute` counts an "
-            "epoch of the wide network by its operations. A reduced budget: at the publication's length networks are "
-            f"near their end, here all of them would still gain from training on. Published: {PUBLISHED}.",
+            "can be. Seconds are without the teachers', which merging, averaging and distilling share. The compute of "
+            "an epoch of the wide network is counted by its operations. A reduced budget: at the publication's length "
+            f"networks are near their end, here all of them would still gain from training on. Published: {PUBLISHED}.",
             "## On the way",
             table(["architecture", "strategy", "seed", "test accuracy"], ways),
             "",

@@ -1,13 +1,15 @@
 """The sine experiment of Merging, section 4.1: a merged network against the best of three and one long run.
 
 x ~ U(0, 1), y = sin(10 pi x) + noise of standard deviation 0.2, one hidden layer of 100; every strategy has 900 epochs
-in all. The runs of a strategy are trained side by side, one vectorized step for all of them; every run has data of its
-own, the same for all strategies, so that the tests are paired. The state is kept every ten epochs: the same command
-goes on where it stopped. Strategies may be run in processes of their own; the report is made when all are done. On a
-CPU, MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment make a step half as long.
+in all. As in the published code, all epochs go through the samples in one order. The runs of a strategy are trained
+side by side, one vectorized step for all of them; every run has data of its own, the same for all strategies, so that
+the tests are paired. The state is kept every ten epochs: the same command goes on where it stopped. Strategies may be
+run in processes of their own; the report is made when all are done. On a CPU, MALLOC_MMAP_THRESHOLD_=4294967296
+MALLOC_TRIM_THRESHOLD_=17179869184 in the environment make a step half as long.
 
     python bench/experiments/merge_sine.py                            one CPU core, under an hour
     python bench/experiments/merge_sine.py --strategies merged
+    python bench/experiments/merge_sine.py --shuffled                 an order of its own for every epoch
     python bench/experiments/merge_sine.py --report-only              tables and plot again
 """
 
@@ -59,6 +61,8 @@ class Row:
     runs: int
     samples: int
     test_samples: int
+    order: str
+    """ "fixed", as published, or "shuffled" for every epoch."""
     seed: int
     torch: str
     commit: str
@@ -70,15 +74,18 @@ class Conditions:
 
     Attributes:
         share: Of the publication's 900 epochs, for a try.
+        shuffled: Whether every epoch has an order of its own.
     """
 
     runs: int
     samples: int
     seed: int
     share: float
+    shuffled: bool = False
 
     def phase(self, name: str, epochs: int, drop: int | None = None) -> Phase:
-        return Phase(name, max(1, round(epochs * self.share)), None if drop is None else round(drop * self.share))
+        dropped = None if drop is None else round(drop * self.share)
+        return Phase(name, max(1, round(epochs * self.share)), dropped, self.shuffled)
 
     @property
     def epochs(self) -> int:
@@ -176,6 +183,7 @@ class Experiment:
                 runs=given.runs,
                 samples=given.samples,
                 test_samples=given.samples,
+                order="shuffled" if given.shuffled else "fixed",
                 seed=given.seed,
                 torch=torch.__version__,
                 commit=commit(),
@@ -239,18 +247,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--share", type=float, default=1.0, help="of the publication's 900 epochs; less for a try")
+    parser.add_argument("--shuffled", action="store_true", help="an order of its own for every epoch; OUT_shuffled")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report-only", action="store_true")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
+    if options.shuffled:
+        options.out = options.out.with_name(f"{options.out.name}_shuffled")
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.report_only:
         (options.out / "state").mkdir(exist_ok=True)
         torch.set_num_threads(options.threads)
         commit()  # of the code that runs, whatever is committed meanwhile
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        conditions = Conditions(options.runs, options.samples, options.seed, options.share)
+        conditions = Conditions(options.runs, options.samples, options.seed, options.share, options.shuffled)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} epochs"))
         try:
             with Progress(*columns, TimeRemainingColumn(), console=console) as progress:

@@ -38,6 +38,8 @@ class Budget:
         rate: SGD's first learning rate from random weights; it falls on a cosine to 0.
         importance_rate: The same for the wide student, constant.
         finetune_rate: The same for the compressed network.
+        gate_rate: SGD's for the gates, constant.
+        precision: Of the forward pass, "no" or "bf16".
     """
 
     epochs: int
@@ -45,6 +47,12 @@ class Budget:
     rate: float = 0.1
     importance_rate: float = 0.02
     finetune_rate: float = 0.05
+    gate_rate: float = 0.2
+    precision: str = "no"
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.precision == "bf16" else None
 
     @property
     def third(self) -> int:
@@ -124,7 +132,9 @@ def train(
             augment=AUGMENT,
         )
         for images, labels in batches:
-            logits = network(images)
+            with torch.autocast(images.device.type, dtype=budget.autocast, enabled=budget.autocast is not None):
+                logits = network(images)
+            logits = logits.float()
             value = F.cross_entropy(logits, labels) if loss is None else loss(images, logits, labels)
             optimizer.zero_grad()
             value.backward()
@@ -143,6 +153,7 @@ def merged(
         learning_rate=budget.importance_rate,
         finetune_rate=budget.finetune_rate,
         decay="cosine",
+        gate_rate=budget.gate_rate,
         weight_decay=WEIGHT_DECAY,
         first_lambda=FIRST_LAMBDA,
         growth=GROWTH * PUBLISHED_IMPORTANCE / budget.sixth,
@@ -158,6 +169,7 @@ def merged(
         augment=AUGMENT,
         seed=seed,
         checkpoint=checkpoint,
+        mixed_precision=budget.precision,
         progress=False,
         after_epoch=lambda entry: progress() if "loss" in entry else None,
     )
@@ -199,10 +211,11 @@ def distilled(
     """
     step = 1 + len(teachers) / 3
     epochs = max(1, round(budget.sixth * (1 + wide_cost) / step))
+    reduced = budget.autocast is not None
 
     def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            mean = torch.stack([teacher(images) for teacher in teachers]).mean(0)
+        with torch.no_grad(), torch.autocast(images.device.type, dtype=budget.autocast, enabled=reduced):
+            mean = torch.stack([teacher(images) for teacher in teachers]).float().mean(0)
         imitation = F.kl_div(logits.log_softmax(1), mean.log_softmax(1), reduction="batchmean", log_target=True)
         return (imitation + F.cross_entropy(logits, labels)) / 2
 

@@ -38,11 +38,14 @@ class Phase:
         name: Of its random draws and its checkpoint.
         epochs: Passes over the data.
         drop: Epochs after which the learning rate is divided by ten; none by default.
+        shuffled: Whether every epoch has an order of its own; the published code goes through the samples in one
+            order, whose batches and steps repeat.
     """
 
     name: str
     epochs: int
     drop: int | None = None
+    shuffled: bool = False
 
 
 class Drawn(nn.Module):
@@ -136,9 +139,11 @@ def train(
         if phase.drop is not None:
             groups[0]["lr"] = optimizer.param_groups[0]["lr"] = LEARNING_RATE / (10 if epoch >= phase.drop else 1)
         generator = derived_generator(seed, phase.name, epoch)
-        order = torch.stack([torch.randperm(x.shape[1], generator=generator) for _ in range(len(x))])
-        shuffled = torch.stack([x.gather(1, order), y.gather(1, order)])
-        for inputs, targets in shuffled.split(BATCH, 2):
+        samples = torch.stack([x, y])
+        if phase.shuffled:
+            order = torch.stack([torch.randperm(x.shape[1], generator=generator) for _ in range(len(x))])
+            samples = samples.gather(2, order.expand(2, -1, -1))
+        for inputs, targets in samples.split(BATCH, 2):
             for name in tables:
                 draws = torch.rand(*inputs.shape, gates_at(parameters, gates), generator=generator)
                 buffers[name] = draws.clamp_(2**-24, 1 - 2**-24)

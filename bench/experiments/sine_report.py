@@ -23,6 +23,7 @@ STRATEGIES = ("merged", "best of three", "one long run")
 PUBLISHED = {"merged": 0.078, "best of three": 0.253, "one long run": 0.281}
 FLOOR, TARGET, LEVEL = 0.04, 0.055, 0.01
 CURVES = "curves"
+ORDERS = {"fixed": "one order for all epochs, as in the published code", "shuffled": "a new order for every epoch"}
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,10 @@ def _summary(
         [
             "# Sine: merged against the best of three and one long run",
             f"{first['runs']} runs a strategy, {first['epochs']} epochs in all for each (the publication has 900), "
-            f"{first['samples']} samples, {first['test_samples']} other ones for the test loss, seed {first['seed']}, "
-            f"torch {first['torch']}, commit {first['commit']}. A run's data are the same for all strategies. "
-            f"The noise alone has a test loss of {FLOOR:.3f}. The best of three is picked by test loss.",
+            f"{first['samples']} samples in {ORDERS[first['order']]}, {first['test_samples']} other ones for the test "
+            f"loss, seed {first['seed']}, torch {first['torch']}, commit {first['commit']}. A run's data are the same "
+            f"for all strategies. The noise alone has a test loss of {FLOOR:.3f}. The best of three is picked by test "
+            "loss.",
             table(["strategy", "median test loss", "middle half", "published median"], results),
             "## Merged against the others, paired by run",
             table(["against", "median difference", "merged is lower", "Wilcoxon p", "t-test p",
