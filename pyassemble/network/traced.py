@@ -98,7 +98,7 @@ def trace(network: nn.Module, example_input: Any) -> Traced:
 
 @contextmanager
 def _unwrapped() -> Iterator[None]:
-    """Functions that libraries keep out of traces with ``torch.fx.wrap``, for control flow on shapes, are traced too."""
+    """Functions that libraries keep out of traces with ``torch.fx.wrap`` are traced too."""
     wrapped = fx._symbolic_trace._wrapped_fns_to_patch
     kept = dict(wrapped)
     wrapped.clear()
