@@ -436,9 +436,11 @@ class _Walk:
             return self.fact(argument) if labels is None else _full_tree(labels, self.fact(argument))
 
         args, kwargs = map_arg(node.args, labels_or_value), map_arg(node.kwargs, labels_or_value)
+        # Labels are stretched over dimensions they do not depend on, which a view cannot merge.
+        method = {"view": "reshape", "view_as": "reshape_as"}.get(str(node.target), str(node.target))
         try:
             if node.op == "call_method":
-                result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                result = getattr(args[0], method)(*args[1:], **kwargs)
             else:
                 result = node.target(*args, **kwargs)  # type: ignore[operator]
         except Exception as error:  # whatever torch raises for a call that real tensors took and labels do not

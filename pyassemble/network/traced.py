@@ -251,4 +251,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _without_numbers(value: Any) -> Any:
-    return value.to("meta") if is_tensor(value) and value.is_floating_point() else value
+    # Detached: what a parameter was moved to could not be copied, nor the student that keeps it.
+    return value.detach().to("meta") if is_tensor(value) and value.is_floating_point() else value

@@ -20,7 +20,7 @@ from pyassemble.errors import (
     UnsupportedOperationError,
     UntraceableError,
 )
-from tests.merge.networks import close, close_others
+from tests.merge.networks import close, close_others, half
 from tests.networks import scramble
 
 
@@ -71,6 +71,54 @@ def test_padded_shortcuts_and_flattened_maps() -> None:
     assert isinstance(compressed, PaddedResNet)
     with torch.no_grad():
         assert close(compressed(x), student(x), 1e-5)
+
+
+class Viewed(nn.Module):
+    """The flattening of many a tutorial, and a parameter used by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+        self.b = nn.Linear(4 * 8 * 8, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x)) * self.scale
+        return self.head(F.relu(self.b(x.view(x.size(0), -1))))
+
+
+def check_merged(make, x: Tensor, seed: int = 0) -> pa.WideStudent:
+    """Mean of the teachers, also for another batch, and a random half equal to the other gates closed."""
+    networks = pair(make)
+    student = pa.merge(networks, x)
+    for batch in (x, x[:1]):
+        with torch.no_grad(), student.opened():
+            assert close(student(batch), (networks[0](batch) + networks[1](batch)) / 2, 1e-5)
+    keep = half(student, seed)
+    close_others(student, keep)
+    compressed = student.compress(keep)
+    assert type(compressed) is type(networks[0])
+    with torch.no_grad():
+        assert close(compressed(x), student(x), 1e-4)
+    return student
+
+
+def test_views() -> None:
+    check_merged(Viewed, torch.randn(3, 3, 8, 8))
+
+
+def test_students_are_copied() -> None:
+    x = torch.randn(3, 3, 8, 8)
+    student = pa.merge(pair(Viewed), x)
+    twin = copy.deepcopy(student)
+    with torch.no_grad():
+        assert torch.equal(twin(x), student(x))
+        expected = student(x)
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert torch.equal(student(x), expected)
+        assert not torch.equal(twin.compress()(x), student.compress()(x))
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
