@@ -157,6 +157,9 @@ class _Tracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any
     ) -> fx.Node:
+        if not args and "input" in kwargs and kind in ("call_function", "call_module"):
+            # torch's own name of the first argument; analyses look for it in the first place.
+            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         self.values[node] = self._compute(node)
         return node
