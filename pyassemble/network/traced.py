@@ -170,6 +170,9 @@ class _Tracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any
     ) -> fx.Node:
+        if not args and "input" in kwargs and kind in ("call_function", "call_module"):
+            # torch's own name of the first argument; analyses look for it in the first place.
+            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         self.values[node] = self._compute(node)
         return node
@@ -264,4 +267,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _without_numbers(value: Any) -> Any:
-    return value.to("meta") if is_tensor(value) and value.is_floating_point() else value
+    # Detached: what a parameter was moved to could not be copied, nor the student that keeps it.
+    return value.detach().to("meta") if is_tensor(value) and value.is_floating_point() else value
