@@ -191,7 +191,8 @@ def summary(rows: Sequence[Row]) -> str:
         values = np.array([RANKINGS[name](row) for row in rows], dtype=np.float64)
         tau, rho = kendall(values, accuracy), spearman(values, accuracy)
         first = accuracy[values == values.max()].mean()
-        partial = "—" if name == "parameters" else f"{given_size(values, accuracy, sizes):+.2f}"
+        beyond = given_size(values, accuracy, sizes)
+        partial = "—" if name == "parameters" or math.isnan(beyond) else f"{beyond:+.2f}"
         cells = [name]
         for value, statistic in ((tau, kendall), (rho, spearman)):
             low, high = interval(values, accuracy, statistic)
