@@ -88,9 +88,7 @@ def find_groups(coupling: Coupling) -> Groups:
     return Groups(groups, sites, torch.from_numpy(group_of[units]), torch.from_numpy(unit_of[units]))
 
 
-def _signatures(
-    coupling: Coupling, sites: list[Site], units: npt.NDArray[np.int64]
-) -> dict[int, list[_Occurrence]]:
+def _signatures(coupling: Coupling, sites: list[Site], units: npt.NDArray[np.int64]) -> dict[int, list[_Occurrence]]:
     """Where each unit occurs: at each site its labels, told apart by the order in which they first occurred."""
     signatures: dict[int, list[_Occurrence]] = defaultdict(list)
     roles: dict[int, dict[int, int]] = defaultdict(dict)
