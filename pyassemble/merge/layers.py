@@ -110,6 +110,14 @@ def resized(layer: Any, weight: Tensor, bias: Tensor | None, *, entering: int, l
     return copied
 
 
+def wide_embedding(tables: Sequence[Any], leaving: Places) -> Any:
+    """A table of embeddings with the channels of several teachers side by side."""
+    wide = bare_copy(tables[0])
+    wide.weight = nn.Parameter(gathered([table.weight for table in tables], leaving, 1))
+    wide.embedding_dim = leaving.size
+    return wide
+
+
 def wide_norm(norms: Sequence[Any], places: Places) -> Any:
     """A normalization of each channel by itself, over channels of several teachers: affine and buffers."""
     wide = bare_copy(norms[0])

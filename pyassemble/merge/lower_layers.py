@@ -15,6 +15,7 @@ from pyassemble.merge.layers import (
     trainable_copy,
     union_dense,
     wide_dense,
+    wide_embedding,
     wide_grouped,
     wide_norm,
     wide_weight,
@@ -54,6 +55,10 @@ class LowerLayers(LowerMovement):
         argument = node.all_input_nodes[0]
         places, x = self.placed(argument), self.made[argument]
         layers = self.teachers_modules(name)
+        if isinstance(module, nn.Embedding):
+            looked_up = self.kept.places(self.coupling.produced[name], ndim - 1)
+            self.note(f"{name}.weight", 1, looked_up)
+            return self.call(node, name, wide_embedding(layers, looked_up), x), looked_up
         dim = ndim - 1 if isinstance(module, nn.Linear) else ndim - module.weight.ndim + 1
         if getattr(module, "groups", 1) > 1:
             return self.grouped(node, layers, x, places, dim)

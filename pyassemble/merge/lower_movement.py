@@ -30,9 +30,11 @@ class LowerMovement(Lowering):
         argument = node.all_input_nodes[0]
         if name in _RESHAPES:
             return self.reshaped(node, argument)
+        if name == "expand_as":
+            return self.expanded_as(node, argument)
         if any(self.placed(other) is not None for other in node.all_input_nodes[1:]):
             self.refuse(node, "moves channels by the shape of another tensor")
-        if name in ("expand", "expand_as"):
+        if name == "expand":
             return self.expanded(node, argument)
         if name in _PICKS and not isinstance(self.wide[argument], tuple):
             picked = self.picked(node, argument)
@@ -203,12 +205,22 @@ class LowerMovement(Lowering):
         dim = places.dim + ndim - self.fact(argument).ndim
         if self.fact(node).shape[dim] != self.fact(argument).shape[places.dim]:
             self.refuse(node, "repeats channels")
-        if ops.operation_name(node) == "expand_as":
-            self.refuse(node, "moves channels by the shape of another tensor")
         given = node.args[1:] if len(node.args) > 2 else node.args[1:2]
         sizes = list(self.sizes(given))
         sizes[dim] = -1
         return self.graph.call_method("expand", (self.made[argument], *sizes)), places.on(dim)
+
+    def expanded_as(self, node: fx.Node, argument: fx.Node) -> tuple[Any, Wide]:
+        """An expansion to the shape of a tensor with as many channels at the same place."""
+        like = node.args[1]
+        assert isinstance(like, fx.Node)
+        places, other = self.placed(argument), self.placed(like)
+        dim = 0 if places is None else places.dim + self.fact(node).ndim - self.fact(argument).ndim
+        if places is None or other is None or other.dim != dim or other.size != places.size:
+            self.refuse(node, "takes the shape of a tensor with other channels")
+        if self.fact(node).shape[dim] != self.fact(argument).shape[places.dim]:
+            self.refuse(node, "repeats channels")
+        return self.copied(node), places.on(dim)
 
     def picked(self, node: fx.Node, argument: fx.Node) -> tuple[Any, Wide] | None:
         """A choice among channels: each piece is taken where the teachers' channels lie. None where none is cut."""

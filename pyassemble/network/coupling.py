@@ -257,6 +257,8 @@ class _Walk:
             return self.channel_norm
         if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
             return self.spanning_norm
+        if isinstance(module, nn.Embedding):
+            return self.embedding
         return None
 
     def operation(self, node: fx.Node) -> Labels:
@@ -346,6 +348,14 @@ class _Walk:
         self.site(f"{name}.weight", 0, leaving)
         if module.bias is not None:
             self.site(f"{name}.bias", 0, leaving)
+        return _on_dim(leaving, ndim - 1, ndim)
+
+    def embedding(self, node: fx.Node, module: nn.Embedding, labels: Labels) -> Labels:
+        if labels is not None or module.max_norm is not None:
+            self.refuse(node, "looks up channels, or limits the norm over all of them")
+        leaving = self.born(str(node.target), module.embedding_dim)
+        self.site(f"{node.target}.weight", 1, leaving)
+        ndim = self.fact(node).ndim
         return _on_dim(leaving, ndim - 1, ndim)
 
     def function_linear(self, node: fx.Node) -> Labels:

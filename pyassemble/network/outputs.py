@@ -41,12 +41,31 @@ def output_layers(traced: Traced) -> set[fx.Node]:
             layers.add(node)
         elif is_linear(node, graph):
             waiting += node.all_input_nodes
+        elif node.op == "placeholder":
+            continue  # the same for all networks: it is its own mean
         else:
             raise UnsupportedOperationError(
                 f"{describe(node, graph)} lies between the last linear layer or convolution and the output of "
                 f"{type(graph).__name__}: the mean of several outputs cannot be computed by one layer"
             )
+    for node in graph.graph.nodes:
+        if node in seen and node.op != "placeholder":
+            _check_uses(node, seen - layers, traced)
     return layers
+
+
+def _check_uses(node: fx.Node, linear: set[fx.Node], traced: Traced) -> None:
+    """A mean of outputs must not enter anything that would have had each network's own."""
+    for user in node.users:
+        if user.op != "output" and user not in linear and holds_tensor(traced.facts[user]) and _is_used(user):
+            raise UnsupportedOperationError(
+                f"{describe(user, traced.graph)} uses what {describe(node, traced.graph)} gives to the output of "
+                f"{type(traced.graph).__name__}: of an output only the mean over the networks is known"
+            )
+
+
+def _is_used(node: fx.Node) -> bool:
+    return node.op == "output" or any(map(_is_used, node.users))
 
 
 def _is_output_layer(node: fx.Node, graph: fx.GraphModule) -> bool:

@@ -39,6 +39,10 @@ LAYERS: tuple[type[nn.Module], ...] = (
     nn.modules.pooling._AvgPoolNd,
 )
 
+_IN_PLACE = frozenset(
+    (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.ifloordiv, operator.imod)
+)
+
 # Each retry makes one more class of modules opaque.
 _MAX_RETRIES = 32
 
@@ -91,6 +95,7 @@ def trace(network: nn.Module, example_input: Any) -> Traced:
                 raise UntraceableError(f"{name} cannot be traced: {_first_line(error)}") from error
             opaque.add(tracer.failed)
         else:
+            _follow_in_place(graph, twin, tracer.values)
             facts = {node: tree_map(_without_numbers, tracer.values.get(node)) for node in graph.nodes}
             return Traced(fx.GraphModule(twin, graph, name), facts)
     raise UntraceableError(f"{name}: more than {_MAX_RETRIES} classes of modules cannot be traced")
@@ -106,6 +111,27 @@ def _unwrapped() -> Iterator[None]:
         yield
     finally:
         wrapped.update(kept)
+
+
+def _follow_in_place(graph: fx.Graph, root: nn.Module, values: dict[fx.Node, Any]) -> None:
+    """What uses a tensor after it was changed in place uses, in the graph, what the change gave."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        changed = node.args[0] if node.args else None
+        if isinstance(changed, fx.Node) and is_tensor(values.get(changed)) and _works_in_place(node, root):
+            for user in [user for user in changed.users if order[user] > order[node]]:
+                user.replace_input_with(changed, node)
+
+
+def _works_in_place(node: fx.Node, root: nn.Module) -> bool:
+    match node.op:
+        case "call_module":
+            return getattr(root.get_submodule(str(node.target)), "inplace", False) is True
+        case "call_method" | "call_function":
+            name = str(getattr(node.target, "__name__", node.target))
+            marked = name.endswith("_") and not name.startswith("_")
+            return marked or node.target in _IN_PLACE or node.kwargs.get("inplace") is True
+    return False
 
 
 def _eval_copy(network: nn.Module) -> nn.Module:

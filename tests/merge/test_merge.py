@@ -163,6 +163,75 @@ def test_named_arguments() -> None:
         assert close(student(x), (networks[0](x) + networks[1](x)) / 2, 1e-5)
 
 
+class InPlace(nn.Module):
+    """Changes tensors in place and goes on with them, not with what the change gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        self.act(x)
+        y = self.b(x)
+        y.add_(x)
+        return self.head(y.mul_(0.5))
+
+
+def test_changes_in_place_are_followed() -> None:
+    check_merged(InPlace, torch.randn(5, 3))
+
+
+class Excited(nn.Module):
+    """Squeeze and excitation as it is often written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        self.squeeze, self.excite = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        b, c, _, _ = x.size()
+        y = F.adaptive_avg_pool2d(x, 1).view(b, c)
+        y = torch.sigmoid(self.excite(F.relu(self.squeeze(y)))).view(b, c, 1, 1)
+        return self.head((x * y.expand_as(x)).mean((2, 3)))
+
+
+def test_squeeze_and_excitation() -> None:
+    check_merged(Excited, torch.randn(3, 3, 8, 8))
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(10, 8, padding_idx=0), nn.Parameter(torch.randn(1, 5, 8))
+        self.a, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.words(x) + self.places
+        return self.head((x + F.relu(self.a(x))).mean(1))
+
+
+def test_embeddings() -> None:
+    student = check_merged(Words, torch.randint(10, (3, 5)))
+    assert student.graph.get_submodule("words").embedding_dim == 16
+
+
+class Denoiser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.relu(self.a(x)))
+
+
+def test_outputs_that_are_added_to_the_input() -> None:
+    check_merged(Denoiser, torch.randn(3, 3, 8, 8))
+
+
 def test_students_are_copied() -> None:
     x = torch.randn(3, 3, 8, 8)
     student = pa.merge(pair(Viewed), x)
@@ -341,6 +410,16 @@ class UsedTwice(nn.Module):
         return self.head(F.relu(F.linear(x, self.b.weight, self.b.bias)))
 
 
+class OutputUsed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.b(F.relu(self.a(x)))
+        return x, self.c(x)
+
+
 class Indices(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -367,6 +446,7 @@ class NormOfPositions(nn.Module):
         (OwnScale, (2, 3), "'scale'"),
         (Unknown, (2, 3), "'cumsum'"),
         (UsedTwice, (2, 3), "'b.weight'"),
+        (OutputUsed, (2, 3), "'c' .* uses what module 'b'"),
         (Indices, (2, 5, 3), "'pool'"),
         (NormOfPositions, (2, 3, 4), "'norm'"),
     ],
