@@ -1,5 +1,4 @@
-"""A first look in about a minute: a network trained on handwritten digits helps one of another architecture, and the
-two together make a third.
+"""A first look: a network trained on handwritten digits helps one of another architecture; both together make a third.
 
 Runs on scikit-learn's embedded digits (1 797 images of 8×8 pixels), on the CPU, without any download.
 """
@@ -275,12 +274,13 @@ def _assembled(
         progress=False,
         after_epoch=lambda _: after_epoch(),
     )
+    recipe = str(assembly.history[-1]["assembly"])
     assembly.finetune(
         (images, labels), epochs=FINETUNING_EPOCHS, batch_size=32, seed=seed, mixup=0, cutmix=0, smoothing=0,
         progress=False, after_epoch=lambda _: after_epoch(),
     )  # fmt: skip
     return Assembled(
-        recipe=str(assembly.history[-1]["assembly"]),
+        recipe=recipe,
         accuracy=accuracy(assembly),
         parts=(accuracy(source), accuracy(target)),
         trained=assembly.num_trainable_parameters,

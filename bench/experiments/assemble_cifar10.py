@@ -61,6 +61,7 @@ class Conditions:
     rounds: int
     selection_images: int
     batch_size: int
+    learning_rate: float
     precision: str
     device: str
 
@@ -127,14 +128,14 @@ class Experiment:
     def methods(self) -> dict[str, Callable[[int], Row]]:
         """By name, what runs it with a seed."""
         found: dict[str, Callable[[int], Row]] = {}
-        for name in self.repository.names:
-            found[f"{name}, all"] = lambda seed, name=name: self._source(name, "full", seed)
-            found[f"{name}, head"] = lambda seed, name=name: self._source(name, "stitches", seed)
         found["PA-DNN"] = lambda seed: self._searched("validation", "stitches", seed)
         found["PA-DNN, full-train"] = lambda seed: self._searched("validation", "full", seed)
         found["PA-DNN, by score"] = lambda seed: self._searched("score", "stitches", seed)
         for name, choose in (("random", self._random), ("CKA", self._most_similar), ("size", self._largest)):
             found[f"assembly by {name}"] = lambda seed, choose=choose: self._chosen(choose, seed)
+        for name in self.repository.names:
+            found[f"{name}, all"] = lambda seed, name=name: self._source(name, "full", seed)
+            found[f"{name}, head"] = lambda seed, name=name: self._source(name, "stitches", seed)
         return found
 
     # -- Methods ------------------------------------------------------------------------------------------------------
@@ -183,6 +184,7 @@ class Experiment:
             self.train,
             epochs=epochs,
             mode=mode,
+            learning_rate=self.conditions.learning_rate,
             batch_size=self.conditions.batch_size,
             seed=seed,
             mixed_precision=self.conditions.precision,
@@ -369,6 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--rounds", type=int, default=4)
     add("--selection-images", type=int, default=512)
     add("--batch-size", type=int, default=32)
+    add("--learning-rate", type=float, default=1e-3, help="of AdamW, in every training after a search")
     add("--precision", default="bf16", choices=("no", "bf16", "fp16"))
     add("--seeds", type=int, default=2)
     add("--device", default="cpu")

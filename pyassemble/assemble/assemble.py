@@ -52,7 +52,7 @@ def assemble(
     Args:
         repository: Networks of one image shape, cut into segments.
         train: A tuple (images, labels) of tensors, a Dataset or a DataLoader of (image, label); images float
-            (C, H, W) of the repository's shape, labels class numbers.
+            (C, H, W) of the repository's shape, labels class numbers. Batch size and order are the search's own.
         validation: The same; without it, a random half of ``train`` is taken.
         num_classes: Of the result.
         blocks: c + 1, how many blocks the result has; 2 to 7.
@@ -61,7 +61,7 @@ def assemble(
             training-free "score", as published. Both are in the result's history.
         seed: Of every random choice, in [0, 2**63).
         checkpoint: A folder. The state is kept there at every epoch's end; a search that finds its own state goes on
-            from it, also for more epochs than it was started with.
+            from it, also for more epochs than it was started with, and trains no more if they are already done.
         settings: Everything else.
         mixed_precision: "no", "bf16" or "fp16"; accelerate's own setting by default.
         progress: Whether to show a bar on standard error; by default where that is a terminal.

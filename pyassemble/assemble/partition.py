@@ -141,7 +141,7 @@ class PartitionNetwork(nn.Module):
                 )
         self.cuts = cuts
         self.names = list(cut_points)
-        self.heads = nn.ModuleList(nn.Linear(features, count) for count in cut_points.values())
+        self.heads = nn.ModuleList(nn.utils.skip_init(nn.Linear, features, count) for count in cut_points.values())
         for head in self.heads:
             assert isinstance(head, nn.Linear)
             nn.init.zeros_(head.weight)

@@ -182,11 +182,31 @@ def chain_of(network: nn.Module, name: str) -> list[Step]:
     if isinstance(network, Assembly):
         return _steps_of(network, name)
     features = getattr(network, "features", None)
-    return [Step(id(network), features if callable(features) else network, name)]
+    function = features if callable(features) else network
+
+    def run(images: Tensor) -> Tensor:
+        try:
+            output: Tensor = function(images)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            what = " ".join(str(error).split()) or type(error).__name__
+            raise TensorError(f"{name} does not take images of shape (B, {_sizes(images)}): {what}") from error
+        return output
+
+    return [Step(id(network), run, name)]
 
 
 def _steps_of(assembly: Assembly, name: str) -> list[Step]:
-    steps: list[Step] = []
+    expected = assembly.recipe.input_shape.size
+
+    def checked(images: Tensor) -> Tensor:
+        if tuple(images.shape[1:]) != expected:
+            taken = ", ".join(map(str, expected))
+            raise TensorError(f"{name} does not take images of shape (B, {_sizes(images)}); accepted: (B, {taken})")
+        return images
+
+    steps: list[Step] = [Step(expected, checked, name, counts=False)]
     for number, row in enumerate(assembly.recipe.blocks):
         stitch, block = assembly.stitches[number], assembly.blocks[number]
         if not isinstance(stitch, nn.Identity):
@@ -211,6 +231,10 @@ def evaluating(networks: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def _sizes(images: Tensor) -> str:
+    return ", ".join(map(str, images.shape[1:]))
 
 
 def _device(networks: Sequence[nn.Module]) -> torch.device:

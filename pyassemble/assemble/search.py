@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,15 @@ class EpochRecord:
         """From what :meth:`document` gave."""
         values = {field.name: document[field.name] for field in fields(cls)}
         return cls(**values | {"scores": tuple(values["scores"]), "parameters": tuple(values["parameters"])})
+
+
+class _Round(NamedTuple):
+    """What the end of a round gave: evaluated candidates; scores and sizes of all; block executions."""
+
+    found: list[Candidate]
+    scores: list[float]
+    sizes: list[int]
+    executions: Executions
 
 
 class Search:
@@ -195,11 +204,11 @@ class Search:
                     if after_step is not None:
                         after_step(f"loss {weights_losses[-1]:.3f}")
                 last = end == ends[-1]
-                candidates, ran = self._reward_round(partition, features, images, generator, epoch, last)
-                executions += ran
-                found += candidates[0]
-                scores += candidates[1]
-                sizes += candidates[2]
+                done = self._end_round(partition, features, images, generator, epoch, last)
+                executions += done.executions
+                found += done.found
+                scores += done.scores
+                sizes += done.sizes
         self.executions += executions
         self._keep_best(found)
         finite = [value for value in scores if math.isfinite(value)]
@@ -280,14 +289,12 @@ class Search:
 
     # -- Candidates ---------------------------------------------------------------------------------------------------
 
-    def _reward_round(
+    def _end_round(
         self, partition: Partition, features: Tensor, images: Tensor, generator: torch.Generator, epoch: int, last: bool
-    ) -> tuple[tuple[list[Candidate], list[float], list[int]], Executions]:
+    ) -> _Round:
         """Scores the trained partition and others drawn beside it, and lets the policy learn from them.
 
-        Returns:
-            The evaluated candidates (the trained partition's and, where ``last``, that of the likeliest cut points),
-            all scores, all sizes; and the block executions.
+        The trained partition's assembly is also evaluated and, where ``last``, that of the likeliest cut points.
         """
         self.network.eval()
         logits = self.policy(features)
@@ -309,21 +316,17 @@ class Search:
             batch_size=self.settings.score_batch,
         )
         scores = mean_over_processes(self._accelerator, scores.to(self.repository.device)).cpu()
-        self._improve(drawn, self._rewards(scores, evaluated, paths, drawn), features)
+        self._improve(drawn, self._rewards(scores, evaluated[0][2], drawn), features)
         found = []
         for (path, factors, quality), place in zip(evaluated, (0, len(drawn)), strict=False):
             found.append(self._candidate(path, factors, quality, float(scores[place]), epoch))
         sizes = [self.network.parameter_count(path) for path in paths]
-        return (found, scores.tolist(), sizes), executions
+        return _Round(found, scores.tolist(), sizes, executions)
 
-    def _rewards(
-        self, scores: Tensor, evaluated: list[Any], paths: list[tuple[Block, ...]], drawn: list[Partition]
-    ) -> Tensor:
+    def _rewards(self, scores: Tensor, trained: Quality, drawn: list[Partition]) -> Tensor:
         if self.settings.reward == "score":
             return scores[: len(drawn)]
-        accuracies = [evaluated[0][2].accuracy]
-        accuracies += [self._evaluated(partition)[2].accuracy for partition in drawn[1:]]
-        return torch.tensor(accuracies)
+        return torch.tensor([trained.accuracy, *(self._evaluated(other)[2].accuracy for other in drawn[1:])])
 
     def _improve(self, drawn: list[Partition], rewards: Tensor, features: Tensor) -> None:
         # A perturbation that moves nothing (an assembly whose activations all died) has no finite score to learn from.

@@ -16,7 +16,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for what it makes.")] = Path("pyassemble-quickstart"),
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
 ) -> None:
-    """Train a small network, carry it into another architecture, and compare: a first look, in about a minute."""
+    """Carry a small network into another architecture, and assemble a third from both: a first look."""
     from pyassemble.quickstart import run
 
     run(out, seed, console=Console())

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pyassemble.errors import ArgumentTypeError, MismatchError, OutOfRangeError, TensorError, UnsupportedNetworkError
 from pyassemble.network.modules import refuse, traits, unwrap
-from pyassemble.network.traced import example_arguments
+from pyassemble.network.traced import LAYERS, example_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -48,6 +49,7 @@ def _check_alone(teacher: nn.Module, which: str) -> None:
                 f"{which}: module {name!r} ({type(module).__name__}) is in train mode; call .eval() first: the wide "
                 "student starts as the mean of the networks in eval mode"
             )
+        _check_weights(name, module, which)
     _check_shared_modules(teacher, which)
     owners: dict[tuple[Any, ...], str] = {}
     for name, parameter in teacher.named_parameters(remove_duplicate=False):
@@ -68,6 +70,24 @@ def _check_alone(teacher: nn.Module, which: str) -> None:
                     f"{which}: {name} {shape} and {owners[key]} are one tensor; weights tied across layers cannot be "
                     "merged"
                 )
+
+
+def _check_weights(name: str, layer: nn.Module, which: str) -> None:
+    """A layer must compute from its weight and bias: what else it holds would not be merged with them."""
+    if not isinstance(layer, LAYERS):
+        return
+    if parametrize.is_parametrized(layer):
+        raise UnsupportedNetworkError(
+            f"{which}: module {name!r} ({type(layer).__name__}) is parametrized; call "
+            "torch.nn.utils.parametrize.remove_parametrizations first, which keeps its present weight"
+        )
+    own = {key: tensor for key, tensor in layer.named_parameters(recurse=False) if key not in ("weight", "bias")}
+    if own:
+        key, tensor = next(iter(own.items()))
+        raise UnsupportedNetworkError(
+            f"{which}: module {name!r} ({type(layer).__name__}) holds the parameter {key!r} {tuple(tensor.shape)}; "
+            "accepted are layers with weight and bias alone (remove weight or spectral norm and pruning first)"
+        )
 
 
 def _check_shared_modules(teacher: nn.Module, which: str) -> None:

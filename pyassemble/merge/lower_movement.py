@@ -166,13 +166,14 @@ class LowerMovement(Lowering):
 
     def emit_reshape(self, node: fx.Node, argument: fx.Node, x: Any, shape: list[int], dim: int, size: int) -> fx.Node:
         """The reshape with the wide size in place of a teacher's."""
-        name = ops.operation_name(node)
+        # Where several teachers' channels were picked from, memory has gaps that a view cannot span.
+        name = ops.operation_name(node).replace("view", "reshape")
         if name.endswith("_as"):
             like = node.args[1]
             assert isinstance(like, fx.Node)
             if self.placed(like) is None or self.placed(like).dim != dim or self.placed(like).size != size:
                 self.refuse(node, "takes the shape of a tensor with other channels")
-            return self.copied(node, (x, self.made[like]))
+            return self.graph.call_method(name, (x, self.made[like]))
         if name == "flatten":
             return self.copied(node, (x, *self.map(node.args[1:])))
         if name == "unflatten":

@@ -64,6 +64,8 @@ class Coupling:
         channels: The same channel.
         units: Kept or dropped together.
         held: Parameters that a function, not a module, uses as the weight of a linear layer.
+        marks: Labels beside numbers that tell their channels apart without belonging to any network (a fixed scale for
+            each channel, the network's input), as (labels, numbers of equal ones) of equal length.
         filled: Labels of what belongs to no network in particular and is joined with channels, by the joining node and
             its place there.
         count: How many labels there are.
@@ -81,6 +83,7 @@ class Coupling:
     channels: Relation = field(default_factory=Relation)
     units: Relation = field(default_factory=Relation)
     held: set[fx.Node] = field(default_factory=set)
+    marks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     filled: dict[tuple[fx.Node, int], Tensor] = field(default_factory=dict)
     count: int = 0
 
@@ -111,6 +114,7 @@ class _Walk:
         self.owned = owned
         self.root = result.graph
         self.used: set[str] = set()
+        self.called = {str(node.target) for node in result.graph.graph.nodes if node.op == "call_module"}
 
     # -- What rules are written with ---------------------------------------------------------------------------------
 
@@ -151,6 +155,38 @@ class _Walk:
         for label in left.reshape(-1).tolist():
             self.result.kinds.setdefault(label, kind)
 
+    def mark(self, labels: Tensor, argument: fx.Node, ndim: int) -> None:
+        """Notes which channels an operand that belongs to no network in particular treats differently."""
+        value = self.fact(argument)
+        if not is_tensor(value) or value.ndim > ndim:
+            return
+        shape = [1] * (ndim - value.ndim) + list(value.shape)
+        dims = [dim for dim in varying(labels) if shape[dim] > 1]
+        if not dims:
+            return
+        sizes = [shape[dim] for dim in dims]
+        numbers = self.fixed(argument)
+        if numbers is None:  # the network's input, or what comes of it: every place is another
+            places = torch.arange(torch.Size(sizes).numel())
+        else:
+            rows = numbers.detach().cpu().reshape(shape).movedim(dims, list(range(len(dims)))).flatten(0, len(dims) - 1)
+            places = torch.unique(rows.reshape(len(rows), -1), dim=0, return_inverse=True)[1]
+        along = places.reshape([shape[dim] if dim in dims else 1 for dim in range(ndim)])
+        if bool((places == places[0]).all()):
+            return
+        both = torch.broadcast_tensors(labels, along)  # type: ignore[no-untyped-call]
+        self.result.marks.append((both[0].reshape(-1), both[1].reshape(-1)))
+
+    def fixed(self, node: fx.Node) -> Tensor | None:
+        """Value of a tensor that is a buffer or computed from buffers alone."""
+        if node.op == "get_attr":
+            value = self.root
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            return value if is_tensor(value) else None  # type: ignore[return-value]
+        value = self.fact(node)
+        return value if is_tensor(value) and not value.is_meta else None
+
     # -- Dispatch ----------------------------------------------------------------------------------------------------
 
     def labels_of(self, node: fx.Node) -> Labels:
@@ -166,6 +202,9 @@ class _Walk:
         name, value = str(node.target), self.fact(node)
         if not is_tensor(value) or not value.is_floating_point() or name not in self.owned:
             return None
+        computing = [user for user in node.users if holds_tensor(self.fact(user))]
+        if computing and name.rpartition(".")[0] in self.called:
+            self.refuse(node, f"is used by {describe(computing[0], self.root)} and by its own module as well")
         if node.users and all(ops.is_weight_of(node, user) for user in node.users):
             self.result.held.add(node)
             return None
@@ -192,6 +231,8 @@ class _Walk:
             return self.spanning_norm(node, module, inputs[0])
         if isinstance(module, nn.modules.batchnorm._NormBase):
             return self.channel_norm(node, module, inputs[0])
+        if kind != ops.MOVEMENT:
+            self.single(node)
         if kind == ops.ELEMENTWISE:
             return self.elementwise(node)
         if kind == ops.MOVEMENT:
@@ -201,6 +242,11 @@ class _Walk:
         if kind == ops.SPATIAL:
             return self.spatial(node, inputs[0])
         return self.refuse(node, "is of no known kind")
+
+    def single(self, node: fx.Node) -> None:
+        """A rule that gives the labels of one tensor is asked for one."""
+        if not is_tensor(self.fact(node)):
+            self.refuse(node, "gives no single tensor")
 
     def weighted_rule(self, module: nn.Module) -> Callable[[fx.Node, Any, Labels], Labels] | None:
         if isinstance(module, nn.modules.conv._ConvNd):
@@ -218,6 +264,8 @@ class _Walk:
         if not owned or not holds_tensor(self.fact(node)):
             return None
         name, kind = ops.operation_name(node), ops.kind_of(node, self.root)
+        if kind is not None and kind != ops.MOVEMENT:
+            self.single(node)
         if kind == ops.ELEMENTWISE:
             return self.elementwise(node)
         if name in ("cat", "concat", "stack"):
@@ -324,7 +372,8 @@ class _Walk:
         shape = self.fact(weight).shape
         if labels is None or self.given(weight) is not None or not groups == shape[0] == self.fact(x).shape[1]:
             self.refuse(node, "convolves with a weight that is no layer's; a fixed filter for each channel is known")
-        self.line(node, labels, 1, groups)
+        channels = self.line(node, labels, 1, groups)
+        self.mark(_on_dim(channels, 0, len(shape)), weight, len(shape))
         return labels
 
     def channel_norm(self, node: fx.Node, module: Any, labels: Labels) -> Labels:
@@ -345,7 +394,9 @@ class _Walk:
         shape = self.fact(node.args[0]).shape
         if isinstance(module, nn.GroupNorm):
             dim = 1
-        elif len(module.normalized_shape) == 1:
+        elif len(module.normalized_shape) == 1 and type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
+            dim = len(shape) - 1
+        elif len(module.normalized_shape) == 1:  # a subclass that normalizes maps, with channels elsewhere
             dim = next((d for d in varying(labels) if shape[d] == module.normalized_shape[0]), len(shape) - 1)
         else:
             self.refuse(
@@ -373,7 +424,7 @@ class _Walk:
     def norm_function(self, node: fx.Node) -> Labels:
         labels = self.given(node.args[0])
         shape = self.fact(node.args[0]).shape
-        normalized: Any = node.args[1] if len(node.args) > 1 else node.kwargs["normalized_shape"]
+        normalized: Any = map_arg(node.args[1] if len(node.args) > 1 else node.kwargs["normalized_shape"], self.fact)
         if len(normalized) != 1:
             self.refuse(node, "normalizes over several dimensions; over channels alone is known")
         if labels is None:
@@ -402,6 +453,10 @@ class _Walk:
                 for dim in varying(others):
                     if labels.shape[dim] == 1 and _size(shape, dim, out.ndim) == 1:
                         self.refuse(node, f"applies one number of {describe(argument, self.root)} to all channels")
+        for argument in node.all_input_nodes:
+            if self.given(argument) is None:
+                for _, labels, _ in proper:
+                    self.mark(labels, argument, out.ndim)
         chosen = min((labels for _, labels, _ in proper), key=torch.Tensor.numel)
         for _, labels, _ in proper:
             self.result.channels.relate(labels, chosen)
@@ -436,9 +491,11 @@ class _Walk:
             return self.fact(argument) if labels is None else _full_tree(labels, self.fact(argument))
 
         args, kwargs = map_arg(node.args, labels_or_value), map_arg(node.kwargs, labels_or_value)
+        # Labels are stretched over dimensions they do not depend on, which a view cannot merge.
+        method = {"view": "reshape", "view_as": "reshape_as"}.get(str(node.target), str(node.target))
         try:
             if node.op == "call_method":
-                result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                result = getattr(args[0], method)(*args[1:], **kwargs)
             else:
                 result = node.target(*args, **kwargs)  # type: ignore[operator]
         except Exception as error:  # whatever torch raises for a call that real tensors took and labels do not
@@ -506,6 +563,7 @@ class _Walk:
             labels, contracted = (right, -2) if left is None else (left, -1)
             if labels.shape[contracted] > 1:
                 self.refuse(node, "mixes channels by what belongs to no network in particular")
+            self.mark(labels, node.args[0 if left is None else 1], ndim)  # type: ignore[arg-type]
             return labels
         if left.shape[-1] > 1 or right.shape[-2] > 1:
             if left.shape[-2] > 1 or right.shape[-1] > 1:
@@ -535,6 +593,7 @@ class _Walk:
         for argument in node.all_input_nodes:
             labels = self.given(argument)
             if labels is None:
+                self.mark(head, argument, ndim)
                 continue
             if argument in node.args[:3] and labels.shape[-2] > 1:
                 self.refuse(node, "attends along the dimension of channels")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pyassemble.network.coupling import Coupling
 
 
+# A site's number, and what stands there, in order.
+_Occurrence = tuple[int, tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class ChannelGroup:
     """Units that may stand for each other: wherever one of them occurs, each of the others occurs as often.
@@ -56,8 +60,9 @@ def find_groups(coupling: Coupling) -> Groups:
     """Groups of interchangeable units of a network.
 
     Two units are interchangeable if one layer produced both, directly or through others, and both occur equally often
-    along every dimension of every tensor. The channels of a split whose halves go different ways are therefore two
-    groups, although one convolution gives them.
+    and in the same order along every dimension of every tensor, beside the same fixed numbers. The channels of a split
+    whose halves go different ways are therefore two groups, although one convolution gives them; channels that a buffer
+    scales by a number each, or that are added to the network's input, are groups of one.
 
     Raises:
         UnsupportedOperationError: A parameter runs over units along more than one of its dimensions.
@@ -66,12 +71,8 @@ def find_groups(coupling: Coupling) -> Groups:
     sites = coupling.sites + _parameter_sites(coupling, units)
     component = _components(coupling, units)
     members = np.unique(units)
-    signatures: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for number, site in enumerate(sites):
-        for unit, count in zip(*np.unique(units[site.labels.numpy()], return_counts=True), strict=True):
-            signatures[int(unit)].append((number, int(count)))
-
-    numbers: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
+    signatures = _signatures(coupling, sites, units)
+    numbers: dict[tuple[int, tuple[_Occurrence, ...]], int] = {}
     group_of = np.full(coupling.count, -1, np.int64)
     unit_of = np.full(coupling.count, -1, np.int64)
     sizes: list[int] = []
@@ -85,6 +86,29 @@ def find_groups(coupling: Coupling) -> Groups:
     names = _names(coupling, units, group_of, len(sizes))
     groups = [ChannelGroup(name, kinds.get(k, "channel"), sizes[k]) for k, name in enumerate(names)]
     return Groups(groups, sites, torch.from_numpy(group_of[units]), torch.from_numpy(unit_of[units]))
+
+
+def _signatures(
+    coupling: Coupling, sites: list[Site], units: npt.NDArray[np.int64]
+) -> dict[int, list[_Occurrence]]:
+    """Where each unit occurs: at each site its labels, told apart by the order in which they first occurred."""
+    signatures: dict[int, list[_Occurrence]] = defaultdict(list)
+    roles: dict[int, dict[int, int]] = defaultdict(dict)
+    for number, site in enumerate(sites):
+        found: dict[int, list[int]] = defaultdict(list)
+        for label, unit in zip(site.labels.tolist(), units[site.labels.numpy()].tolist(), strict=True):
+            known = roles[unit]
+            found[unit].append(known.setdefault(label, len(known)))
+        for unit, occurrence in found.items():
+            signatures[unit].append((number, tuple(occurrence)))
+    for number, (labels, places) in enumerate(coupling.marks, len(sites)):
+        proper = labels >= 0
+        found = defaultdict(list)
+        for unit, place in zip(units[labels[proper].numpy()].tolist(), places[proper].tolist(), strict=True):
+            found[unit].append(place)
+        for unit, occurrence in found.items():
+            signatures[unit].append((number, tuple(occurrence)))
+    return signatures
 
 
 def _parameter_sites(coupling: Coupling, units: npt.NDArray[np.int64]) -> list[Site]:

@@ -113,10 +113,15 @@ def kind_of(node: fx.Node, root: nn.Module) -> str | None:
 
 
 def _foreign_kind(module: nn.Module) -> str | None:
-    """Kind of a library's own layers without weights, which derive from no layer of torch."""
-    from timm.layers.drop import DropPath
+    return ELEMENTWISE if is_path_dropout(module) else None
 
-    return ELEMENTWISE if isinstance(module, DropPath) else None
+
+def is_path_dropout(module: nn.Module) -> bool:
+    """Whether a module drops whole residual branches in training (stochastic depth)."""
+    from timm.layers.drop import DropPath
+    from torchvision.ops import StochasticDepth
+
+    return isinstance(module, DropPath | StochasticDepth)
 
 
 def acts_elementwise(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from pyassemble.errors import UntraceableError
 from pyassemble.network.attention import SpelledOutAttention
+from pyassemble.network.operations import is_path_dropout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,7 +83,7 @@ def trace(network: nn.Module, example_input: Any) -> Traced:
     for _ in range(_MAX_RETRIES):
         tracer = _Tracer(opaque, arguments)
         try:
-            with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _unwrapped():
                 warnings.simplefilter("ignore")
                 graph = tracer.trace(twin, concrete_args=further or None)
         except Exception as error:  # whatever a foreign forward may raise
@@ -93,6 +94,18 @@ def trace(network: nn.Module, example_input: Any) -> Traced:
             facts = {node: tree_map(_without_numbers, tracer.values.get(node)) for node in graph.nodes}
             return Traced(fx.GraphModule(twin, graph, name), facts)
     raise UntraceableError(f"{name}: more than {_MAX_RETRIES} classes of modules cannot be traced")
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Functions that libraries keep out of traces with ``torch.fx.wrap`` are traced too."""
+    wrapped = fx._symbolic_trace._wrapped_fns_to_patch
+    kept = dict(wrapped)
+    wrapped.clear()
+    try:
+        yield
+    finally:
+        wrapped.update(kept)
 
 
 def _eval_copy(network: nn.Module) -> nn.Module:
@@ -147,7 +160,7 @@ class _Tracer(fx.Tracer):
         self.computing = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if type(m) in self.opaque or isinstance(m, LAYERS):
+        if type(m) in self.opaque or isinstance(m, LAYERS) or is_path_dropout(m):
             return True
         return type(m) is not SpelledOutAttention and super().is_leaf_module(m, module_qualified_name)
 
@@ -157,6 +170,9 @@ class _Tracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **named: Any
     ) -> fx.Node:
+        if not args and "input" in kwargs and kind in ("call_function", "call_module"):
+            # torch's own name of the first argument; analyses look for it in the first place.
+            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
         node = super().create_node(kind, target, args, kwargs, *rest, **named)
         self.values[node] = self._compute(node)
         return node
@@ -251,4 +267,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _without_numbers(value: Any) -> Any:
-    return value.to("meta") if is_tensor(value) and value.is_floating_point() else value
+    # Detached: what a parameter was moved to could not be copied, nor the student that keeps it.
+    return value.detach().to("meta") if is_tensor(value) and value.is_floating_point() else value

@@ -157,12 +157,14 @@ class Data:
             if shuffle is None
             else RandomSampler(range(len(self)), generator=shuffle)
         )
+        # Without a generator of its own a loader draws from the global one, even in order.
+        own = torch.Generator().manual_seed(0) if shuffle is None else shuffle
         whole = _as_tensors(self.dataset)
         loader: DataLoader[Any]
         if whole is not None and self.collate is None:
             # One indexing a batch, in place of one an image and a copy of them together.
             batches = BatchSampler(order, self.batch_size, drop_last=False)
-            loader = DataLoader(whole, sampler=batches, batch_size=None, generator=shuffle)
+            loader = DataLoader(whole, sampler=batches, batch_size=None, generator=own)
         else:
             loader = DataLoader(
                 self.dataset,
@@ -171,7 +173,7 @@ class Data:
                 collate_fn=self.collate,
                 num_workers=self.workers,
                 worker_init_fn=self.worker_init,
-                generator=shuffle,
+                generator=own,
             )
         if accelerator is None or accelerator.num_processes == 1:
             return loader

@@ -123,6 +123,7 @@ class TestCheckpoint:
             run(checkpoint=tmp_path, after_epoch=interrupt)
         assert torch.equal(outputs(run(checkpoint=tmp_path)), outputs(run()))
 
+    @pytest.mark.slow
     def test_killed(self, tmp_path: Path) -> None:
         script = f"""
 import sys, torch

@@ -79,7 +79,7 @@ def test_leaves_the_network_as_it_was() -> None:
     score(network, torch.randn(4, 3, 9, 9))
     assert same_state(network, before)
     assert [network.training, network.body[1].training, network.body[0].training] == [True, False, True]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(TensorError, match=r"network 0 \(WithFeatures\) does not take images of shape \(B, 5, 9, 9\)"):
         score(network, torch.randn(4, 5, 9, 9))
     assert network.training
 
@@ -113,6 +113,11 @@ class TestAssemblies:
         assembly = pa.Assembly.compose(repository, [("wide", 0, 1), ("deep", 3, 5)], 3, seed=1)
         expected = by_formula(assembly.features, images, 0.01, 0)
         assert score(assembly, images) == pytest.approx(expected, abs=1e-4)
+
+    def test_images_of_another_size(self) -> None:
+        assembly = pa.Assembly.compose(shared_repository(), [("wide", 0, 4)], 3)
+        with pytest.raises(TensorError, match=r"shape \(B, 3, 9, 9\); accepted: \(B, 3, 8, 8\)"):
+            score(assembly, torch.zeros(2, 3, 9, 9))
 
     def test_segments_of_one_repository_run_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         repository, (images, _) = shared_repository(), problem(12)

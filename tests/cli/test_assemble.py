@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +15,6 @@ from pyassemble.network.sources import load_network
 from tests.cli.pictures import NETWORKS, make_pictures
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.cli.work import Work
 
 
@@ -118,3 +117,16 @@ def test_a_class_too_many_in_validation(work: Work, recipe: dict[str, Any]) -> N
     (work.folder / "others" / "yellow").mkdir()
     next((work.folder / "others" / "red").glob("*.png")).rename(work.folder / "others" / "yellow" / "1.png")
     assert "validation has 4 classes; 3 were expected" in work.error("assemble", written(work, recipe))
+
+
+def test_the_readmes_recipe_is_understood(work: Work) -> None:
+    from pyassemble.assemble.plan import FinetunePlan, Plan
+
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (work.folder / "recipe.yaml").write_text(readme.split("```yaml\n")[1].split("```")[0])
+    plan = Plan.read(work.folder / "recipe.yaml")
+    assert [source.name for source in plan.networks] == ["resnet", "mine"]
+    assert plan.networks[1].weights == Path("small.safetensors")
+    assert plan.finetune == FinetunePlan(10, "stitches")
+    assert plan.settings.score_images == 2048
+    assert plan.checkpoint_folder == Path("assembled.search")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import pyassemble as pa
 from pyassemble.errors import (
@@ -20,7 +21,7 @@ from pyassemble.errors import (
     UnsupportedOperationError,
     UntraceableError,
 )
-from tests.merge.networks import close, close_others
+from tests.merge.networks import close, close_others, half
 from tests.networks import scramble
 
 
@@ -71,6 +72,108 @@ def test_padded_shortcuts_and_flattened_maps() -> None:
     assert isinstance(compressed, PaddedResNet)
     with torch.no_grad():
         assert close(compressed(x), student(x), 1e-5)
+
+
+class Viewed(nn.Module):
+    """The flattening of many a tutorial, and a parameter used by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+        self.b = nn.Linear(4 * 8 * 8, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x)) * self.scale
+        return self.head(F.relu(self.b(x.view(x.size(0), -1))))
+
+
+def check_merged(make, x: Tensor, seed: int = 0) -> pa.WideStudent:
+    """Mean of the teachers, also for another batch, and a random half equal to the other gates closed."""
+    networks = pair(make)
+    student = pa.merge(networks, x)
+    for batch in (x, x[:1]):
+        with torch.no_grad(), student.opened():
+            assert close(student(batch), (networks[0](batch) + networks[1](batch)) / 2, 1e-5)
+    keep = half(student, seed)
+    close_others(student, keep)
+    compressed = student.compress(keep)
+    assert type(compressed) is type(networks[0])
+    with torch.no_grad():
+        assert close(compressed(x), student(x), 1e-4)
+    return student
+
+
+def test_views() -> None:
+    check_merged(Viewed, torch.randn(3, 3, 8, 8))
+
+
+class FixedScale(nn.Module):
+    """Channels that a buffer treats differently, and others that are added to the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 6)
+        self.register_buffer("scale", torch.tensor([0.5, 2.0, 0.5, 3.0]))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.b(F.relu(self.a(x)) * self.scale)
+        return self.head(F.relu(self.c(x)))
+
+
+class Crossed(nn.Module):
+    """Even channels meet odd ones in reverse order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(3, 8), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(x[:, ::2] * torch.sigmoid(x[:, 1::2].flip(1)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_only_what_the_network_treats_alike_is_interchangeable(seed: int) -> None:
+    student = check_merged(FixedScale, torch.randn(5, 3), seed)
+    assert sorted(len(group.loc) for group in student.gate_groups.values()) == [2, 2, 2, 2, 2, 4, 12]
+    check_merged(Crossed, torch.randn(5, 3), seed)
+
+
+class Spelled(nn.Module):
+    """Functions with named arguments, and a normalized shape that is read off a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.weight = nn.Parameter(torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.unsqueeze(input=self.a(input=x), dim=1)
+        x = torch.flatten(input=F.relu(input=x), start_dim=1)
+        return self.head(F.layer_norm(x, x.shape[-1:], self.weight))
+
+
+def test_named_arguments() -> None:
+    networks, x = pair(Spelled), torch.randn(5, 3)
+    student = pa.merge(networks, x)
+    with torch.no_grad(), student.opened():
+        assert close(student(x), (networks[0](x) + networks[1](x)) / 2, 1e-5)
+
+
+def test_students_are_copied() -> None:
+    x = torch.randn(3, 3, 8, 8)
+    student = pa.merge(pair(Viewed), x)
+    twin = copy.deepcopy(student)
+    with torch.no_grad():
+        assert torch.equal(twin(x), student(x))
+        expected = student(x)
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert torch.equal(student(x), expected)
+        assert not torch.equal(twin.compress()(x), student.compress()(x))
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -228,6 +331,34 @@ class Unknown(nn.Module):
         return self.b(torch.cumsum(self.a(x), 1))
 
 
+class UsedTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(F.relu(self.a(x))))
+        return self.head(F.relu(F.linear(x, self.b.weight, self.b.bias)))
+
+
+class Indices(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.pool, self.head = nn.Linear(3, 4), nn.MaxPool1d(2, return_indices=True), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.a(x))[0])
+
+
+class NormOfPositions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.head = nn.Conv1d(3, 4, 1), nn.LayerNorm(4), nn.Conv1d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.a(x)))
+
+
 @pytest.mark.parametrize(
     ("make", "shape", "message"),
     [
@@ -235,11 +366,26 @@ class Unknown(nn.Module):
         (NonlinearEnd, (2, 3), "'relu'"),
         (OwnScale, (2, 3), "'scale'"),
         (Unknown, (2, 3), "'cumsum'"),
+        (UsedTwice, (2, 3), "'b.weight'"),
+        (Indices, (2, 5, 3), "'pool'"),
+        (NormOfPositions, (2, 3, 4), "'norm'"),
     ],
 )
 def test_operations_that_cannot_be_merged_are_named(make, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(UnsupportedOperationError, match=message):
         pa.merge(pair(make), torch.randn(shape))
+
+
+def parametrized() -> nn.Sequential:
+    network = perceptron()
+    nn.utils.parametrizations.weight_norm(network[0])
+    return network
+
+
+def pruned() -> nn.Sequential:
+    network = perceptron()
+    prune.random_unstructured(network[2], "weight", 0.5)
+    return network
 
 
 def test_refusals() -> None:
@@ -258,6 +404,8 @@ def test_refusals() -> None:
         (TensorError, "meta", lambda: pa.merge([a, copy.deepcopy(b).to("meta")], x)),
         (UnsupportedNetworkError, "shared modules", lambda: pa.merge(pair(Shared), x)),
         (UnsupportedNetworkError, "one tensor", lambda: pa.merge(pair(Tied), x)),
+        (UnsupportedNetworkError, "'0' .*parametrized", lambda: pa.merge(pair(parametrized), x)),
+        (UnsupportedNetworkError, "'2' .*'weight_orig'", lambda: pa.merge(pair(pruned), x)),
         (UntraceableError, r"\(4, 5\)", lambda: pa.merge([a, b], torch.randn(4, 5))),
         (OutOfRangeError, "share of 0.3", lambda: pa.merge([a, b], x, keep=0.3)),
         (UnknownOptionError, "head", lambda: pa.merge([a, b], x, head="both")),
