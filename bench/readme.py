@@ -105,8 +105,8 @@ def merge_results() -> str:
     """The sine experiment's picture and tables, the table on CIFAR-10, and the cost of a step."""
     lines = []
     for name, heading in (
-        ("merge_sine", "The publication's sine experiment"),
-        ("merge_sine_shuffled", "The same, with a new order of the samples for every epoch"),
+        ("merge_sine", "The publication's sine experiment, samples in one order as in its code"),
+        ("merge_sine_shuffled", "The publication's sine experiment, a new order of the samples for every epoch"),
     ):
         sine = RESULTS / name
         if not (sine / "summary.md").exists():

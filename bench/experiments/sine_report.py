@@ -126,7 +126,7 @@ def _summary(
             "## Merged against the others, paired by run",
             table(["against", "median difference", "merged is lower", "Wilcoxon p", "t-test p",
                    f"lower, p < {LEVEL}"], tests),
-            f"Target: a median of at most {TARGET} and below both others: {reached}.",
+            f"Aimed at beforehand: a median of at most {TARGET} and below both others: {reached}.",
             "## On the way to the merged network",
             table(["stage", "median test loss"], stages),
             f"Hidden units from the teacher that gives fewer: median {int(np.median(shares))} of 100, "

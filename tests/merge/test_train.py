@@ -47,8 +47,8 @@ class Small(nn.Module):
 def problem(count: int = 96) -> tuple[Tensor, Tensor]:
     """Noise, with one of the pictures of the classes under it."""
     generator = torch.Generator().manual_seed(3)
-    labels = torch.randint(CLASSES, (count,), generator=generator)
     pictures = torch.randn(CLASSES, 2, 6, 6, generator=generator)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
     return 2 * pictures[labels] + torch.randn(count, 2, 6, 6, generator=generator), labels
 
 
@@ -167,6 +167,37 @@ assert all(value.dtype in (torch.float32, torch.int64) for value in result.netwo
 assert all(entry.get("loss", 0) < 5 for entry in result.history)
 """
         subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+WORKER = """
+import sys
+import torch
+sys.path.insert(0, {root!r})
+torch.set_num_threads(1)
+from accelerate import Accelerator
+from tests.merge.test_train import problem, run
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes == 2
+result = run(epochs=16)
+for value in result.network.state_dict().values():
+    everyone = accelerator.gather(value[None].float())
+    assert torch.equal(everyone[0], everyone[1])
+accuracy = result.history[-1]["validation"]["accuracy"]
+assert accuracy > 0.7 and result.history[-1]["validation"]["images"] == 32, result.history
+print("done", accelerator.process_index)
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(root=str(ROOT)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29557", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {"done 0", "done 1"} <= set(done.stdout.split("\n"))
 
 
 class TestGoingOn:
