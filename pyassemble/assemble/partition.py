@@ -141,7 +141,10 @@ class PartitionNetwork(nn.Module):
                 )
         self.cuts = cuts
         self.names = list(cut_points)
-        self.heads = nn.ModuleList(nn.utils.skip_init(nn.Linear, features, count) for count in cut_points.values())
+        # On the meta device first: an initialization would draw from the caller's random numbers.
+        self.heads = nn.ModuleList(
+            nn.Linear(features, count, device="meta").to_empty(device="cpu") for count in cut_points.values()
+        )
         for head in self.heads:
             assert isinstance(head, nn.Linear)
             nn.init.zeros_(head.weight)
