@@ -46,8 +46,9 @@ class MergeResult:
         network: The merged network, in eval mode; of the teachers' class where it has their size.
         history: An entry for the student as it was given, all gates open ("start"), each epoch of learning importance
             ("importance"), the network right after compression ("compressed"), and each epoch of fine-tuning
-            ("fine-tuning"). Where it applies an entry has epoch, loss, sparsity, lambda, learning_rate, seconds, open (gates more likely open
-            than closed: group to one number for each teacher), and validation (accuracy, auroc, loss, images).
+            ("fine-tuning"). Where it applies an entry has epoch, loss, sparsity, lambda, learning_rate, seconds, open
+            (gates more likely open than closed: group to one number for each teacher), and validation (accuracy,
+            auroc, loss, images).
         selection: The units that were kept, by group; see :meth:`WideStudent.compress`.
         kept: How many of them are each teacher's, by group.
     """
