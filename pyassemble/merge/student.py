@@ -134,8 +134,9 @@ class WideStudent(nn.Module):
                 Numbers count through the first teacher's units, then the second's, and so on.
 
         Returns:
-            A network on the student's device and in its precision, in eval mode. Where every group keeps as many units as the architecture
-            has, it is of the original class; otherwise it is a graph with the widths that result.
+            A network on the student's device and in its precision, in eval mode. Where every group keeps as
+            many units as the architecture has, it is of the original class; otherwise it is a graph with the widths
+            that result.
 
         Raises:
             UnknownOptionError: No group of that name.
