@@ -56,7 +56,8 @@ def merge(
     Raises:
         ArgumentTypeError: Fewer than two networks, or no example input.
         MismatchError: The networks are not of one architecture, or lie on different devices.
-        UnsupportedNetworkError: A network in train mode, with shared modules, or with weights tied across layers.
+        UnsupportedNetworkError: A network in train mode, with shared modules, with weights tied across layers, or with
+            layers that hold more than weight and bias (parametrizations, pruning masks).
         UntraceableError: The forward pass cannot be traced, or does not take the example input.
         UnsupportedOperationError: An operation cannot be merged; the message names it.
         OutOfRangeError: A ratio that leaves no whole number of units in a group.
@@ -111,7 +112,9 @@ def _check_mean(student: WideStudent, teachers: list[nn.Module], example_input: 
 
 def _joined(parts: Sequence[Tensor], value: Tensor) -> Tensor:
     """Outputs side by side, along the dimension in which the student's is larger."""
-    dim = next(d for d in range(value.ndim) if value.shape[d] != parts[0].shape[d])
+    dim = next((d for d in range(value.ndim) if value.shape[d] != parts[0].shape[d]), None)
+    if dim is None:
+        raise UnsupportedOperationError(f"an output of shape {tuple(value.shape)} cannot be laid side by side")
     return torch.cat(list(parts), dim)
 
 

@@ -134,8 +134,9 @@ class WideStudent(nn.Module):
                 Numbers count through the first teacher's units, then the second's, and so on.
 
         Returns:
-            A network on the student's device, in eval mode. Where every group keeps as many units as the architecture
-            has, it is of the original class; otherwise it is a graph with the widths that result.
+            A network on the student's device and in its precision, in eval mode. Where every group keeps as
+            many units as the architecture has, it is of the original class; otherwise it is a graph with the widths
+            that result.
 
         Raises:
             UnknownOptionError: No group of that name.
@@ -147,7 +148,7 @@ class WideStudent(nn.Module):
                 raise UnknownOptionError("group", name, chosen)
             chosen[name] = check_kept(name, numbers, len(self.gate_groups[name].loc))
         kept_units = list(chosen.values())
-        groups, template = self._kept.groups, self._template[0]
+        groups, template = self._kept.groups, self._typed_template()
         state = self._folded_state()
         if self.union:
             template = with_outputs(template, {str(node.target) for node in self._coupling.outputs}, state)
@@ -160,6 +161,13 @@ class WideStudent(nn.Module):
             network = small.graph
             network.load_state_dict(resized_state(state, small, self._widened.places), strict=True)
         return network.to(self.gates.step.device).eval()
+
+    def _typed_template(self) -> nn.Module:
+        """The network to be filled, in the student's precision."""
+        template, dtype = self._template[0], next(self.graph.parameters()).dtype
+        if next(template.parameters()).dtype == dtype:
+            return template
+        return copy.deepcopy(template).to(dtype)
 
     def _folded_state(self) -> dict[str, Tensor]:
         """The wide network's tensors, each gate's value in evaluation multiplied into the layer after it."""

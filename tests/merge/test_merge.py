@@ -232,6 +232,16 @@ def test_outputs_that_are_added_to_the_input() -> None:
     check_merged(Denoiser, torch.randn(3, 3, 8, 8))
 
 
+def test_compressed_in_the_precision_of_the_student() -> None:
+    x = torch.randn(3, 3, 8, 8)
+    student = pa.merge(pair(Viewed), x).double()
+    close_others(student, student.selection())
+    for network in (student.compress(), student.compress(student.selection() | {"b": student.selection()["b"][:4]})):
+        assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float64}
+    with torch.no_grad():
+        assert close(student.compress()(x.double()), student(x.double()), 1e-12)
+
+
 def test_students_are_copied() -> None:
     x = torch.randn(3, 3, 8, 8)
     student = pa.merge(pair(Viewed), x)
