@@ -68,24 +68,24 @@ SLOW_SPANNING = [
     "torchvision:vit_b_16",
 ]
 
-#: What rounding may do, in units of the largest number; random deep networks amplify it.
-TOLERANCE = 2e-3
+#: What rounding may do in float64, in units of the largest number; random deep networks amplify it.
+TOLERANCE = 1e-8
 
 
 def teachers(name: str, count: int = 2) -> list[nn.Module]:
-    """Networks of one architecture with random weights and statistics."""
-    return [build(name, seed=seed).eval() for seed in range(count)]
+    """Networks of one architecture with random weights and statistics, in float64."""
+    return [build(name, seed=seed).double().eval() for seed in range(count)]
 
 
 def merged(name: str) -> tuple[list[nn.Module], Tensor, pa.WideStudent]:
     networks = teachers(name)
-    images = images_for(networks[0])
+    images = images_for(networks[0]).double()
     return networks, images, pa.merge(networks, images)
 
 
 def close(left: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> bool:
     """Whether two tensors agree up to rounding."""
-    return bool((left - right).abs().max() <= tolerance * right.abs().max() + 1e-6)
+    return bool((left - right).abs().max() <= tolerance * right.abs().max() + 1e-12)
 
 
 def half(student: pa.WideStudent, seed: int = 0) -> dict[str, Tensor]:
