@@ -6,11 +6,12 @@ out are *groups* of interchangeable *units*, and for every dimension of every te
 it: all that widening, gating and compressing need to know of an architecture.
 
 torch-pruning's DependencyGraph answers a part of this. bench/coupling_comparison.py put both beside each other on 18
-architectures of torchvision and timm: of the 10 that both took, 9 gave the same coupled layers, and a RegNet differed in
-the two sides of a grouped convolution, which are one group of whole units here and separate there. torch-pruning
-stopped with an error in GoogLeNet, Inception-v3, ShuffleNet-v2, Swin, HaloNet and CoaT; this walk refused five networks
-that merging cannot take, by name. A walk of our own is used because merging needs what pruning does not: which operation is
-not understood, the order of channels through reshapes and concatenations, heads, and parameters used by themselves.
+architectures of torchvision and timm: of the 10 that both took, 9 gave the same coupled layers, and a RegNet differed
+in the two sides of a grouped convolution, which are one group of whole units here and separate there. torch-pruning
+stopped with an error in GoogLeNet, Inception-v3, ShuffleNet-v2, Swin, HaloNet and CoaT; this walk refused five
+networks that merging cannot take, by name. A walk of our own is used because merging needs what pruning does not:
+which operation is not understood, the order of channels through reshapes and concatenations, heads, and parameters
+used by themselves.
 """
 
 from __future__ import annotations
