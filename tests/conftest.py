@@ -13,6 +13,11 @@ import torch
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Triton runs in its interpreter where there is no GPU. It chooses when it is first imported, which other libraries may
+# do while their tests are collected.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -1,19 +1,14 @@
-"""Triton runs in its interpreter where there is no GPU; the choice is made when Triton is first imported."""
+"""What tests of Triton's kernels need of its interpreter, which tests/conftest.py chooses."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
