@@ -16,7 +16,7 @@ SECTION = "## A new network from blocks of others\n"
 
 def test_runs_and_prints_what_stands_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = re.split(r"^## ", readme.partition(SECTION)[2], maxsplit=1, flags=re.MULTILINE)[0]
+    section = re.split(r"^##+ ", readme.partition(SECTION)[2], maxsplit=1, flags=re.MULTILINE)[0]
     (_, code), (_, stated) = re.findall(r"^```(\w*)\n(.*?)^```$", section, re.M | re.S)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
