@@ -147,7 +147,8 @@ class Experiment:
         )
         self.progress.remove_task(task)
         with replacing(file) as temporary:
-            save_file({key: value.cpu() for key, value in network.state_dict().items()}, temporary)
+            # Contiguous, since safetensors takes no other layout and the networks are channels-last.
+            save_file({key: value.cpu().contiguous() for key, value in network.state_dict().items()}, temporary)
         return network
 
 
