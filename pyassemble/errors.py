@@ -102,6 +102,10 @@ class CheckpointError(PyAssembleError, ValueError):
     """A checkpoint that is damaged, of another version, or of another run."""
 
 
+class ResultFileError(PyAssembleError, ValueError):
+    """A file that does not hold the result of a command, or not all of it."""
+
+
 class DataSpecError(PyAssembleError, ValueError):
     """Images named in a way that is not understood, or that cannot be read."""
 

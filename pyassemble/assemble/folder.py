@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pyassemble.assemble.recipe import SourceRecipe
     from pyassemble.network.cuts import CutNetwork
 
-#: What a recipe file of an assembly says it is.
+#: What a recipe file of an assembly says it is, and of which version.
 KIND = "assembly"
-_VERSION = 1
+VERSION = 1
 _CARD = "README.md"
 
 
@@ -123,7 +123,7 @@ def _write(assembly: Assembly, folder: Path) -> None:
     write_weights(folder / FOLDER_WEIGHTS, assembly.state_dict())
     content = {
         "kind": KIND,
-        "version": _VERSION,
+        "version": VERSION,
         "weights_hash": file_hash(folder / FOLDER_WEIGHTS),
         "blocks_trained": assembly.blocks_trained,
         "history": assembly.history,
@@ -171,8 +171,8 @@ def _read(folder: Path) -> dict[str, Any]:
         raise RecipeError(f"{file} is not readable as JSON: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise RecipeError(f"{file} is not the recipe of an assembly")
-    if content.get("version") != _VERSION:
-        raise RecipeError(f"{file} is of version {content.get('version')!r}; this pyassemble reads version {_VERSION}")
+    if content.get("version") != VERSION:
+        raise RecipeError(f"{file} is of version {content.get('version')!r}; this pyassemble reads version {VERSION}")
     expected = {"recipe": dict, "weights_hash": str, "history": list, "blocks_trained": bool}
     wrong = next((name for name, kind in expected.items() if not isinstance(content.get(name), kind)), None)
     if wrong is not None:

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from pyassemble.assemble.plan import Plan
     from pyassemble.assemble.search import EpochRecord
 
-ASSEMBLE_FORMAT = "pyassemble.assemble"
-ASSEMBLE_VERSION = 1
-
 
 @app.command()
 def assemble(
@@ -43,6 +40,7 @@ def assemble(
     An interrupted search goes on at its last whole epoch when the command is repeated.
     """
     from pyassemble.assemble.plan import Plan
+    from pyassemble.report.assembly import ASSEMBLE_FORMAT, ASSEMBLE_VERSION
 
     plan = Plan.read(recipe)
     if epochs is not None:

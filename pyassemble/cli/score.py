@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SCORE_FORMAT = "pyassemble.score"
-SCORE_VERSION = 1
-
 
 @app.command()
 def score(
@@ -109,6 +106,8 @@ class _Scores:
     """Finished scores, and the file that keeps them."""
 
     def __init__(self, file: Path | None, conditions: dict[str, Any], force: bool) -> None:
+        from pyassemble.report.score import SCORE_FORMAT, SCORE_VERSION
+
         self._file, self._conditions = file, conditions
         self.rows: dict[str, dict[str, Any]] = {}
         if file is None or not file.exists() or force:
@@ -128,6 +127,8 @@ class _Scores:
         self.rows = rows
 
     def add(self, name: str, row: dict[str, Any]) -> None:
+        from pyassemble.report.score import SCORE_FORMAT, SCORE_VERSION
+
         self.rows[name] = row
         if self._file is not None:
             document = {

@@ -30,9 +30,6 @@ from pyassemble.cli.program import app
 if TYPE_CHECKING:
     from pyassemble.transfer import Alignment
 
-SIMILARITY_FORMAT = "pyassemble.similarity"
-SIMILARITY_VERSION = 1
-
 
 @app.command()
 def similarity(
@@ -92,7 +89,7 @@ class _Similarity:
         if self.backward is not None:
             directed["target_to_source"] = self.backward.directed
             symmetric = self._symmetric(self.backward)
-        from pyassemble.report import alignment_json
+        from pyassemble.report.alignment import SIMILARITY_FORMAT, SIMILARITY_VERSION, alignment_json
 
         return {
             "format": SIMILARITY_FORMAT,

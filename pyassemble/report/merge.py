@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import html
-import io
 from dataclasses import asdict, dataclass
-from importlib import resources
-from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pyassemble.atomic import replacing
-from pyassemble.report.heatmap_html import check_page_path
 from pyassemble.report.merge_picture import merge_figure
+from pyassemble.report.page import Section, heading, picture, table, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from pyassemble.merge import GateGroup, MergeResult
     from pyassemble.training.metrics import Quality
@@ -91,25 +86,25 @@ def merge_json(
 
 def gates_table(document: Mapping[str, Any]) -> Table:
     """How many units of each group come from each teacher."""
-    table = _table()
-    table.add_column("layer", overflow="fold")
-    table.add_column("unit", no_wrap=True)
+    shown = _table()
+    shown.add_column("layer", overflow="fold")
+    shown.add_column("unit", no_wrap=True)
     for number in range(len(document["gates"][0]["kept"])):
-        table.add_column(f"from {number + 1}", justify="right", no_wrap=True)
+        shown.add_column(f"from {number + 1}", justify="right", no_wrap=True)
     for gates in document["gates"]:
-        table.add_row(Text(gates["group"]), gates["unit"], *map(str, gates["kept"]))
-    return table
+        shown.add_row(Text(gates["group"]), gates["unit"], *map(str, gates["kept"]))
+    return shown
 
 
 def accuracy_table(document: Mapping[str, Any]) -> Table:
     """Accuracy and loss of the teachers and of the network at each stage."""
-    table = _table()
-    table.add_column("network", overflow="fold")
-    table.add_column("accuracy", justify="right", no_wrap=True)
-    table.add_column("loss", justify="right", no_wrap=True)
+    shown = _table()
+    shown.add_column("network", overflow="fold")
+    shown.add_column("accuracy", justify="right", no_wrap=True)
+    shown.add_column("loss", justify="right", no_wrap=True)
     for row in document["accuracy"]:
-        table.add_row(Text(row["name"]), f"{row['accuracy']:.1%}", f"{row['loss']:.3f}")
-    return table
+        shown.add_row(Text(row["name"]), f"{row['accuracy']:.1%}", f"{row['loss']:.3f}")
+    return shown
 
 
 def write_merge_html(document: Mapping[str, Any], path: str | Path) -> None:
@@ -122,36 +117,41 @@ def write_merge_html(document: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         UnknownOptionError: Another suffix.
     """
-    path = Path(path)
-    check_page_path(path)
-    with replacing(path) as temporary:
-        temporary.write_text(_page(document), encoding="utf-8")
+    write_page([merge_section(document)], path)
 
 
-def _page(document: Mapping[str, Any]) -> str:
-    picture = io.StringIO()
-    with merge_figure(document) as figure:
-        figure.savefig(picture, format="svg", metadata={"Date": None})
-    svg = picture.getvalue()
+def merge_section(document: Mapping[str, Any]) -> Section:
+    """What a page shows of a merge.
+
+    Args:
+        document: From :func:`merge_json`.
+    """
     run = document["run"]
-    skeleton = Template(resources.files(__package__).joinpath("merge_page.html").read_text(encoding="utf-8"))
-    return skeleton.substitute(
-        title=f"{len(run['networks'])} networks merged",
-        run=_rows([[name, _text(value)] for name, value in run.items()]),
-        accuracy=_rows([[row["name"], f"{row['accuracy']:.1%}", f"{row['loss']:.3f}"] for row in document["accuracy"]]),
-        teachers="".join(f"<th>from {number + 1}</th>" for number in range(len(run["networks"]))),
-        gates=_rows([[gates["group"], gates["unit"], *map(str, gates["kept"])] for gates in document["gates"]]),
-        picture=svg[svg.index("<svg") :],
+    teachers = [f"from {number + 1}" for number in range(len(run["networks"]))]
+    with merge_figure(document) as figure:
+        curves = picture(figure)
+    return Section(
+        f"{len(run['networks'])} networks merged",
+        (
+            table(
+                ("network", "accuracy", "loss"),
+                [(row["name"], f"{row['accuracy']:.1%}", f"{row['loss']:.3f}") for row in document["accuracy"]],
+            ),
+            heading("Training, and where the kept units come from"),
+            curves,
+            heading("Kept units of each layer"),
+            table(
+                ("layer", "unit", *teachers),
+                [(gates["group"], gates["unit"], *gates["kept"]) for gates in document["gates"]],
+            ),
+            heading("This run"),
+            table((), [(name, _text(value)) for name, value in run.items()], numbers=False),
+        ),
     )
 
 
 def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _rows(rows: list[list[str]]) -> str:
-    cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-    return "\n".join(f"<tr>{row}</tr>" for row in cells)
 
 
 def _table() -> Table:

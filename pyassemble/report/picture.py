@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from pyassemble.report.placement import spread
 from pyassemble.transfer.matching import layer_score
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pyassemble.network.layers import LayerSequence
     from pyassemble.transfer import Alignment
@@ -121,13 +122,23 @@ def draw_alignment(alignment: Alignment, path: str | Path, *, source_name: str, 
     Raises:
         UnknownOptionError: Another suffix.
     """
+    path = Path(path)
+    check_picture_path(path)
+    kind = path.suffix.removeprefix(".")
+    figure_of = alignment_figure(alignment, source_name=source_name, target_name=target_name)
+    with figure_of as figure, replacing(path) as temporary:
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH, facecolor="white", metadata=metadata)
+
+
+@contextmanager
+def alignment_figure(alignment: Alignment, *, source_name: str, target_name: str) -> Iterator[Any]:
+    """The figure that :func:`draw_alignment` draws; to be saved inside the block."""
     # The object interface: no window system is asked for, and the caller's pyplot figures are left alone.
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = Path(path)
-    check_picture_path(path)
     height = max(_natural_height(alignment.source), _natural_height(alignment.target))
     columns = _lay_out(alignment.source, height), _lay_out(alignment.target, height)
     sides = _label_width(columns[0]), _label_width(columns[1])
@@ -135,17 +146,14 @@ def draw_alignment(alignment: Alignment, path: str | Path, *, source_name: str, 
     key = _key(alignment, width)
     # Text stays text in an SVG, so that names can be searched; fixed ids make equal alignments equal files.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "pyassemble"}):
-        figure = Figure(figsize=(width, key.header + height + _MARGIN))
+        figure: Any = Figure(figsize=(width, key.header + height + _MARGIN))
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_xlim(0, width)
         axes.set_ylim(height + _MARGIN, -key.header)
         axes.axis("off")
         _Drawing(axes, alignment, columns, _MARGIN + sides[0], width).draw(source_name, target_name, key)
-        kind = path.suffix.removeprefix(".")
-        with replacing(path) as temporary:
-            metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH, facecolor="white", metadata=metadata)
+        yield figure
 
 
 def check_picture_path(path: Path) -> None:

@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pyassemble.report.labels import shortened
+from pyassemble.report.page import Section, paragraph, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pyassemble.zoo import Entry, Record, Zoo
 
@@ -26,16 +27,16 @@ _UNITS = ("", " k", " M", " B", " T")
 
 def nearest_table(found: Sequence[tuple[Record, float]]) -> Table:
     """The nearest networks, best first: how similar, how large, under which license, and where the weights lie."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("name", overflow="fold")
-    table.add_column("similarity", justify="right", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("license", overflow="fold")
-    table.add_column("weights", overflow="fold")
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    shown.add_column("#", justify="right", no_wrap=True)
+    shown.add_column("name", overflow="fold")
+    shown.add_column("similarity", justify="right", no_wrap=True)
+    shown.add_column("size", justify="right", no_wrap=True)
+    shown.add_column("license", overflow="fold")
+    shown.add_column("weights", overflow="fold")
     for rank, (record, similarity) in enumerate(found, start=1):
         mark = "~" if record.approximate else ""
-        table.add_row(
+        shown.add_row(
             str(rank),
             Text(record.name),
             f"{mark}{similarity:.4f}",
@@ -43,7 +44,7 @@ def nearest_table(found: Sequence[tuple[Record, float]]) -> Table:
             Text(record.license or _UNKNOWN),
             Text(shortened(record.weights or _UNKNOWN, _ADDRESS_CHARACTERS)),
         )
-    return table
+    return shown
 
 
 def nearest_summary(network: Entry, zoo: Zoo, found: Sequence[tuple[Record, float]], similarity: str) -> str:
@@ -80,6 +81,37 @@ def nearest_json(network: Entry, zoo: Zoo, found: Sequence[tuple[Record, float]]
             for rank, (record, value) in enumerate(found, start=1)
         ],
     }
+
+
+def nearest_section(document: Mapping[str, Any]) -> Section:
+    """What a page shows of the nearest networks.
+
+    Args:
+        document: From :func:`nearest_json`.
+    """
+    rows = [
+        (
+            f"{row['rank']}. {row['name']}",
+            f"{'~' if row['approximate'] else ''}{row['similarity']:.4f}",
+            count_text(row["parameters"]),
+            row["license"] or _UNKNOWN,
+            row["weights"] or _UNKNOWN,
+        )
+        for row in document["nearest"]
+    ]
+    zoo = document["zoo"]
+    libraries = ", ".join(f"{name} {version}" for name, version in sorted(zoo["libraries"].items()))
+    return Section(
+        f"Nearest to {document['network']}",
+        (
+            table(("network", "similarity", "parameters", "license", "weights"), rows),
+            paragraph(
+                f"{len(rows)} of {zoo['networks']} networks{f' ({libraries})' if libraries else ''}, "
+                f"{document['similarity']} similarity; {document['network']} has {count_text(document['parameters'])} "
+                "parameters. ~ marks what was known by its tensors only."
+            ),
+        ),
+    )
 
 
 def record_details(record: Record) -> dict[str, str]:

@@ -93,6 +93,8 @@ class TestMerge:
         assert not re.search(r"(src|href)=\"http|url\(http|@import", text)
         ET.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
         assert all(row["name"] in text for row in document["accuracy"])
+        work.good("report", report, "--out", work.folder / "again.html")
+        assert (work.folder / "again.html").read_text() == text
 
     def test_the_same_command_gives_the_same_bits(self, work: Work, command: list[object]) -> None:
         work.good(*command)

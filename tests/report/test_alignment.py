@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyassemble.report import alignment_json
+from pyassemble.report import alignment_from_json, alignment_json
 from pyassemble.transfer.matching import layer_score
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def test_round_trip(name: str, request: pytest.FixtureRequest) -> None:
     alignment: Alignment = request.getfixturevalue(name)
     document = json.loads(json.dumps(alignment_json(alignment), allow_nan=False))
     assert document == alignment_json(alignment)
+    assert alignment_from_json(document) == alignment
     assert (document["format"], document["version"]) == ("pyassemble.alignment", 1)
     assert document["score"] == alignment.score
     assert document["directed_similarity"] == alignment.directed
