@@ -10,6 +10,7 @@
 #include <shared_mutex>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "align.hpp"
@@ -186,36 +187,59 @@ double recurrence_rate(std::int32_t n, std::int32_t m, bool exact, double second
 // Addresses come as Python integers: the caller vouches for what lies there, as with every function that takes pointers.
 std::byte* to_pointer(py::handle address) { return reinterpret_cast<std::byte*>(address.cast<std::uintptr_t>()); }
 
-pyassemble::Crop make_crop(const std::vector<std::int64_t>& source_shape, const std::vector<std::int64_t>& target_shape,
-                           const std::vector<std::int64_t>& source_starts, const std::vector<std::int64_t>& target_starts,
-                           const std::vector<std::int64_t>& extents) {
-    return pyassemble::Crop(source_shape, target_shape, source_starts, target_starts, extents);
+pyassemble::Format to_format(py::handle dtype) {
+    using enum pyassemble::Format;
+    const auto name = dtype.cast<std::string_view>();
+    if (name == "float32") return float32;
+    if (name == "int64") return int64;
+    if (name == "float64") return float64;
+    if (name == "bfloat16") return bfloat16;
+    if (name == "float16") return float16;
+    throw py::value_error("dtype must be float16, bfloat16, float32, float64 or int64, not " + std::string(name));
 }
 
-void save_and_copy(const py::list& crops, const py::list& sources, const py::list& targets, const py::list& saved, const py::list& itemsizes,
-                   py::list done) {
-    const std::size_t count = crops.size();
-    if (sources.size() != count || targets.size() != count || saved.size() != count || itemsizes.size() != count)
-        throw py::value_error("crops, sources, targets, saved and itemsizes must be equally long");
-    std::vector<pyassemble::Copy> copies(count);
+// Sizes of a shape in `room`, which is reused from tensor to tensor.
+std::span<const std::int64_t> to_sizes(py::handle shape, std::vector<std::int64_t>& room) {
+    if (!py::isinstance<py::tuple>(shape)) throw py::type_error("shapes must be tuples of integers");
+    room.clear();
+    for (const py::handle size : py::reinterpret_borrow<py::tuple>(shape)) room.push_back(size.cast<std::int64_t>());
+    return room;
+}
+
+pyassemble::Copies make_copies(const py::list& sources, const py::list& targets, const py::list& source_shapes, const py::list& target_shapes,
+                               const py::list& dtypes) {
+    const std::size_t count = sources.size();
+    if (targets.size() != count || source_shapes.size() != count || target_shapes.size() != count || dtypes.size() != count)
+        throw py::value_error("sources, targets, source_shapes, target_shapes and dtypes must be equally long");
+    pyassemble::Copies copies;
+    std::vector<std::int64_t> source_shape, target_shape;
     for (std::size_t i = 0; i < count; ++i)
-        copies[i] = {&crops[i].cast<const pyassemble::Crop&>(), to_pointer(sources[i]), to_pointer(targets[i]), to_pointer(saved[i]),
-                     itemsizes[i].cast<std::size_t>()};
+        copies.add(pyassemble::Crop::centre(to_sizes(source_shapes[i], source_shape), to_sizes(target_shapes[i], target_shape)),
+                   to_pointer(sources[i]), to_pointer(targets[i]), to_format(dtypes[i]));
+    return copies;
+}
+
+py::list saved_starts(const pyassemble::Copies& copies) {
+    py::list starts;
+    for (const pyassemble::Copy& copy : copies.all()) starts.append(copy.saved);
+    return starts;
+}
+
+std::size_t save_and_write(const pyassemble::Copies& copies, py::handle saved, py::list done) {
+    std::byte* place = to_pointer(saved);
+    if (reinterpret_cast<std::uintptr_t>(place) % pyassemble::Copies::kAlignment != 0)
+        throw py::value_error("the place of saving must start on a multiple of 64 bytes");
+    std::size_t written = 0;
     {
         const py::gil_scoped_release release;
-        pyassemble::save_and_copy(copies);
+        written = copies.save_and_write(place);
     }
-    done.append(true);
+    if (written == copies.all().size()) done.append(true);
+    return written;
 }
 
-std::size_t first_nonfinite(const py::list& addresses, const py::list& counts, const std::string& dtype) {
-    using enum pyassemble::FloatFormat;
-    pyassemble::FloatFormat format;
-    if (dtype == "float32") format = float32;
-    else if (dtype == "float64") format = float64;
-    else if (dtype == "bfloat16") format = bfloat16;
-    else if (dtype == "float16") format = float16;
-    else throw py::value_error("dtype must be float16, bfloat16, float32 or float64, not " + dtype);
+std::size_t first_nonfinite(const py::list& addresses, const py::list& counts, const py::str& dtype) {
+    const pyassemble::Format format = to_format(dtype);
     if (addresses.size() != counts.size()) throw py::value_error("addresses and counts must be equally long");
     std::vector<pyassemble::Numbers> arrays(addresses.size());
     for (std::size_t i = 0; i < arrays.size(); ++i) arrays[i] = {to_pointer(addresses[i]), counts[i].cast<std::size_t>()};
@@ -327,12 +351,18 @@ PYBIND11_MODULE(_native, m) {
              "out[i - first, j] = directed(network j -> network i).")
         .def("nearest", &nearest, "query"_a, "k"_a, "symmetric"_a, "workers"_a,
              "Numbers and similarities of the k nearest networks, and how many were aligned to find them.");
-    py::class_<pyassemble::Crop>(m, "Crop", py::is_final(), "A region of one dense array and one of the same extents in another.")
-        .def(py::init(&make_crop), "source_shape"_a, "target_shape"_a, "source_starts"_a, "target_starts"_a, "extents"_a)
-        .def_property_readonly("elements", &pyassemble::Crop::elements);
-    m.def("save_and_copy", &save_and_copy, "crops"_a, "sources"_a, "targets"_a, "saved"_a, "itemsizes"_a, "done"_a,
-          "Saves what each target region holds, then writes the source region into it; all by address. Appends True to `done` when all is "
-          "written: an interrupt may come between this call and the caller's next step.");
+    py::class_<pyassemble::Copies>(m, "Copies", py::is_final(),
+                                   "Centre crops of many dense arrays onto as many others (SPEC 1.5), by address: made together, or not at all.")
+        .def(py::init(&make_copies), "sources"_a, "targets"_a, "source_shapes"_a, "target_shapes"_a, "dtypes"_a)
+        .def("__len__", [](const pyassemble::Copies& copies) { return copies.all().size(); })
+        .def_property_readonly("elements", &pyassemble::Copies::elements, "Number of elements that they write.")
+        .def_property_readonly("saved_bytes", &pyassemble::Copies::saved_bytes, "Room that is needed to save what they overwrite.")
+        .def_property_readonly("saved_starts", &saved_starts, "Where in that room what each overwrites is saved, in bytes from its start.")
+        .def("disjoint", &pyassemble::Copies::disjoint, "Whether no two targets share memory, and no target shares any with a source.")
+        .def("save_and_write", &save_and_write, "saved"_a, "done"_a,
+             "Saves what each target region holds and writes the source region into it. Returns the position of a copy whose source holds a NaN "
+             "or an infinity, with all targets as they were, or the number of copies; then it appends True to `done`: an interrupt may come "
+             "between this call and the caller's next step. Copies must be disjoint.");
     m.def("first_nonfinite", &first_nonfinite, "addresses"_a, "counts"_a, "dtype"_a,
           "Index of the first array with a NaN or an infinity, or the number of arrays.");
 

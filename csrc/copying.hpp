@@ -15,9 +15,14 @@ public:
     Crop(std::span<const std::int64_t> source_shape, std::span<const std::int64_t> target_shape, std::span<const std::int64_t> source_starts,
          std::span<const std::int64_t> target_starts, std::span<const std::int64_t> extents);
 
+    // The middle of both arrays, as much as the smaller has in each dimension (SPEC 1.5).
+    static Crop centre(std::span<const std::int64_t> source_shape, std::span<const std::int64_t> target_shape);
+
     std::int64_t elements() const { return rows_ * run_; }
     std::int64_t rows() const { return rows_; }
     std::int64_t run() const { return run_; }  // elements of a row, which lie next to each other in both arrays
+    std::int64_t source_elements() const { return source_elements_; }
+    std::int64_t target_elements() const { return target_elements_; }
 
     // Walks from row to row.
     class Cursor;
@@ -29,6 +34,7 @@ private:
     };
     std::vector<Dimension> outer_;  // all but those that a run covers
     std::int64_t source_start_ = 0, target_start_ = 0;
+    std::int64_t source_elements_ = 1, target_elements_ = 1;
     std::int64_t rows_ = 1, run_ = 1;
 };
 
@@ -51,20 +57,47 @@ private:
 
 inline Crop::Cursor Crop::first_row() const { return Cursor(*this); }
 
+// What the elements of an array are. A floating-point number is not finite if all bits of its exponent are set.
+enum class Format { float16, bfloat16, float32, float64, int64 };
+
+std::size_t itemsize(Format format);
+
 struct Copy {
-    const Crop* crop;
+    Crop crop;
     const std::byte* source;
     std::byte* target;
-    std::byte* saved;  // receives what the target held, row after row
-    std::size_t itemsize;
+    Format format;
+    std::size_t saved;  // bytes from the start of the place of saving to this copy's piece of it
+
+    std::size_t bytes() const { return static_cast<std::size_t>(crop.elements()) * itemsize(format); }
 };
 
-// Saves what each target region holds, then writes the source region into it. Neither sources nor places of saving may
-// overlap with targets. One thread: two were measured no faster, on 19 MB and on 300 MB, where memory was the limit.
-void save_and_copy(std::span<const Copy> copies);
+// Many copies that are made together, or not at all.
+class Copies {
+public:
+    static constexpr std::size_t kAlignment = 64;  // bytes, of the pieces in the place of saving: a cache line
 
-// The layouts of floating-point numbers, by which bits are all set in one that is not finite.
-enum class FloatFormat { float16, bfloat16, float32, float64 };
+    void add(Crop crop, const std::byte* source, std::byte* target, Format format);
+
+    std::span<const Copy> all() const { return copies_; }
+    std::size_t saved_bytes() const { return saved_bytes_; }  // room that they need to save what they overwrite
+    std::int64_t elements() const { return elements_; }       // that they write
+
+    // Whether no two targets share memory, and no target shares any with a source.
+    bool disjoint() const;
+
+    // Saves what each target region holds and writes the source region into it, in one pass over memory.
+    //
+    // Source arrays must be finite as wholes. Those that a copy reads as wholes are looked at while they are copied; if a
+    // number turns out not to be finite, all targets are put back. Returns the position of a copy with such a source, or
+    // their number if all went well. Copies must be disjoint, and `saved` must lie apart from them, on a cache line.
+    std::size_t save_and_write(std::byte* saved) const;
+
+private:
+    std::vector<Copy> copies_;
+    std::size_t saved_bytes_ = 0;
+    std::int64_t elements_ = 0;
+};
 
 struct Numbers {
     const std::byte* data;
@@ -72,6 +105,6 @@ struct Numbers {
 };
 
 // The first array that holds a NaN or an infinity, or arrays.size().
-std::size_t first_nonfinite(std::span<const Numbers> arrays, FloatFormat format);
+std::size_t first_nonfinite(std::span<const Numbers> arrays, Format format);
 
 }  // namespace pyassemble

@@ -1,4 +1,3 @@
-from collections.abc import Sequence as Sequence_
 from typing import Any, final
 
 import numpy as np
@@ -50,26 +49,25 @@ class Zoo:
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64], int]: ...
 
 @final
-class Crop:
+class Copies:
     def __init__(
         self,
-        source_shape: Sequence_[int],
-        target_shape: Sequence_[int],
-        source_starts: Sequence_[int],
-        target_starts: Sequence_[int],
-        extents: Sequence_[int],
+        sources: list[int],
+        targets: list[int],
+        source_shapes: list[Any],
+        target_shapes: list[Any],
+        dtypes: list[str],
     ) -> None: ...
+    def __len__(self) -> int: ...
     @property
     def elements(self) -> int: ...
+    @property
+    def saved_bytes(self) -> int: ...
+    @property
+    def saved_starts(self) -> list[int]: ...
+    def disjoint(self) -> bool: ...
+    def save_and_write(self, saved: int, done: list[bool]) -> int: ...
 
-def save_and_copy(
-    crops: list[Crop],
-    sources: list[int],
-    targets: list[int],
-    saved: list[int],
-    itemsizes: list[int],
-    done: list[bool],
-) -> None: ...
 def first_nonfinite(addresses: list[int], counts: list[int], dtype: str) -> int: ...
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...

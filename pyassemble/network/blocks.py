@@ -30,6 +30,7 @@ class Leaves:
         kinds: What it may be paired with; None where it carries no weight.
         shapes: Shape of its weight.
         counts: Whether it counts as a convolution or linear layer.
+        modules: The module of each, where modules are what was walked.
         first_names: First name of every module met.
     """
 
@@ -37,6 +38,7 @@ class Leaves:
     kinds: list[str | None] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     counts: list[bool] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list)
     first_names: dict[nn.Module, str] = field(default_factory=dict)
 
     def add(self, layer: Layer, counts: bool) -> int:
@@ -53,10 +55,18 @@ class Leaves:
 
 
 def standardize_blocks(network: nn.Module) -> LayerSequence:
+    """Sequence of layers and blocks in definition order: the first result of :func:`blocks_and_modules`."""
+    return blocks_and_modules(network)[0]
+
+
+def blocks_and_modules(network: nn.Module) -> tuple[LayerSequence, list[nn.Module]]:
     """Sequence of layers and blocks in definition order (DPIAT, arXiv 2212.13970, standardization).
 
     Layers are the scored classes and every module without children; a module reached twice keeps its first name, and
     takes its place twice, as in the publication.
+
+    Returns:
+        The sequence, and the module of each of its layers.
 
     Raises:
         UnsupportedNetworkError: A lazy, quantized, scripted or sharded network.
@@ -67,7 +77,8 @@ def standardize_blocks(network: nn.Module) -> LayerSequence:
     is_leaf = known.base is not None or not children(network)
     tree: Tree = _leaf(network, "", known, leaves) if is_leaf else _child_trees(network, "", leaves)
     elements = group(tree, leaves.counts)
-    return LayerSequence(tuple(leaves.names), tuple(leaves.kinds), tuple(leaves.shapes), tuple(elements))
+    layers = LayerSequence(tuple(leaves.names), tuple(leaves.kinds), tuple(leaves.shapes), tuple(elements))
+    return layers, leaves.modules
 
 
 def _child_trees(module: nn.Module, prefix: str, leaves: Leaves) -> list[Tree]:
@@ -98,6 +109,7 @@ def _leaf(module: nn.Module, name: str, known: Traits, leaves: Leaves) -> int:
     leaves.kinds.append(base)
     leaves.shapes.append(shape)
     leaves.counts.append(counts)
+    leaves.modules.append(module)
     return len(leaves.counts) - 1
 
 

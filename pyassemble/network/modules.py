@@ -92,6 +92,26 @@ def children(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     return cast("ItemsView[str, nn.Module]", held.items())
 
 
+def modules_once(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module under its first name, in definition order, as (prefix of its tensors' names, module).
+
+    As ``named_modules()``, without the cost of a generator per level for each module.
+    """
+    found = [("", network)]
+    _descend(network, "", {network}, found)
+    return found
+
+
+def _descend(module: nn.Module, prefix: str, known: set[nn.Module], found: list[tuple[str, nn.Module]]) -> None:
+    for name, child in module._modules.items():
+        if child is not None and child not in known:
+            known.add(child)
+            below = f"{prefix}{name}."
+            found.append((below, child))
+            if child._modules:
+                _descend(child, below, known, found)
+
+
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     """Shape of ``module.weight``; None where there is none (a batch norm without affine parameters)."""
     weight: object = module._parameters.get("weight")

@@ -12,11 +12,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pyassemble.errors import NetworkSpecError, UnknownOptionError, UnsupportedNetworkError
-from pyassemble.network.blocks import standardize_blocks
+from pyassemble.network.blocks import blocks_and_modules
 from pyassemble.network.graph import standardize_graph
 from pyassemble.network.state import is_definition_order, standardize_state
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyassemble.network.layers import LayerSequence
     from pyassemble.network.state import Shapes
 
@@ -41,17 +43,27 @@ def standardize(network: NetworkLike, standardization: str = "blocks", example_i
         UnsupportedNetworkError: Not a network that can be read.
         WeightsFileError: A file that is missing, truncated or of another format.
     """
+    return standardize_with_modules(network, standardization, example_input)[0]
+
+
+def standardize_with_modules(
+    network: NetworkLike, standardization: str = "blocks", example_input: Any = None
+) -> tuple[LayerSequence, Sequence[nn.Module] | None]:
+    """The sequence of :func:`standardize`, and the module of each of its layers.
+
+    The modules are None where layers are not whole modules (``"graph"``), or no module was given.
+    """
     if standardization not in STANDARDIZATIONS:
         raise UnknownOptionError("standardization", standardization, STANDARDIZATIONS)
     if isinstance(network, nn.Module):
         if standardization == "blocks":
-            return standardize_blocks(network)
-        return standardize_graph(network, example_input)
+            return blocks_and_modules(network)
+        return standardize_graph(network, example_input), None
     if isinstance(network, Mapping):
         shapes = _shapes_of(network)
-        return standardize_state(shapes, standardization, in_order=is_definition_order(shapes))
+        return standardize_state(shapes, standardization, in_order=is_definition_order(shapes)), None
     if isinstance(network, str | os.PathLike):
-        return _standardize_file(Path(network), standardization)
+        return _standardize_file(Path(network), standardization), None
     raise UnsupportedNetworkError(
         f"expected a torch.nn.Module, a state_dict or the path of a weights file, got {type(network).__name__}"
     )

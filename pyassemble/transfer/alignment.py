@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from pyassemble.errors import EmptyNetworkError, UnknownOptionError
 from pyassemble.network.backend import backend, sequence
-from pyassemble.network.standardize import NetworkLike, standardize
+from pyassemble.network.standardize import NetworkLike, standardize, standardize_with_modules
 from pyassemble.transfer.matching import MATCHINGS, layer_score, match
 from pyassemble.transfer.text import sizes, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
     from pyassemble.network.layers import LayerSequence
 
 
@@ -98,12 +102,41 @@ def align(
         UnsupportedNetworkError: A lazy, quantized, scripted or sharded network.
         WeightsFileError: A weights file that cannot be read.
     """
+    return align_located(source, target, standardization, matching, as_generator(seed), example_input).alignment
+
+
+class Located(NamedTuple):
+    """An alignment, and where its layers were found.
+
+    Attributes:
+        alignment: The alignment, which keeps no network alive.
+        source: The module of each of the source's layers, where layers are whole modules.
+        target: Those of the target.
+    """
+
+    alignment: Alignment
+    source: Sequence[nn.Module] | None
+    target: Sequence[nn.Module] | None
+
+
+def align_located(
+    source: NetworkLike,
+    target: NetworkLike,
+    standardization: str,
+    matching: str,
+    generator: torch.Generator,
+    example_input: Any,
+) -> Located:
+    """As :func:`align`, with the modules of the layers, which a transfer would otherwise look up again by name."""
     if matching not in MATCHINGS:
         raise UnknownOptionError("matching", matching, MATCHINGS)
-    source_layers = _nonempty(standardize(source, standardization, example_input), "source", source, standardization)
-    target_layers = _nonempty(standardize(target, standardization, example_input), "target", target, standardization)
-    score, pairs = match(source_layers, target_layers, matching, as_generator(seed))
-    return Alignment(source_layers, target_layers, tuple(pairs), score, matching, standardization)
+    source_layers, source_modules = standardize_with_modules(source, standardization, example_input)
+    _nonempty(source_layers, "source", source, standardization)
+    target_layers, target_modules = standardize_with_modules(target, standardization, example_input)
+    _nonempty(target_layers, "target", target, standardization)
+    score, pairs = match(source_layers, target_layers, matching, generator)
+    alignment = Alignment(source_layers, target_layers, tuple(pairs), score, matching, standardization)
+    return Located(alignment, source_modules, target_modules)
 
 
 def similarity(

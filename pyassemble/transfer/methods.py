@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-
-from pyassemble.network.backend import native
 
 #: Chosen positions along one dimension: a range, or a list of indices.
 Positions = slice | torch.Tensor
@@ -42,13 +40,11 @@ class Assigned(NamedTuple):
         source: Positions that are read.
         target: Positions that are written.
         elements: How many they are.
-        crop: The same for the C++ core, where all are ranges and the core is in use.
     """
 
     source: Region
     target: tuple[slice, ...]
     elements: int
-    crop: Any = None
 
 
 Method = Callable[[LayerPair, torch.Generator], dict[str, Assigned]]
@@ -64,13 +60,7 @@ def crop(source: tuple[int, ...], target: tuple[int, ...]) -> Assigned:
     """Regions of the centre crop between two shapes. Networks repeat a few shapes hundreds of times."""
     sizes = list(zip(source, target, strict=True))
     regions = tuple(_centre(s, t) for s, t in sizes), tuple(_centre(t, s) for s, t in sizes)
-    extents = [min(s, t) for s, t in sizes]
-    core = native()
-    compiled = None
-    if core is not None:
-        starts = ([positions.start for positions in region] for region in regions)
-        compiled = core.Crop(source, target, *starts, extents)
-    return Assigned(*regions, math.prod(extents), compiled)
+    return Assigned(*regions, math.prod([min(s, t) for s, t in sizes]))
 
 
 def _full(pair: LayerPair, generator: torch.Generator) -> dict[str, Assigned]:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
-from pyassemble.network.backend import native
-from pyassemble.transfer.methods import take
+from pyassemble.transfer.methods import crop, take
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
 _POOLED_BYTES = 64 << 20
 _pool: list[torch.Tensor] = []
 
-_ALIGNMENT = 64  # bytes: a cache line, and a multiple of every element size
+_ALIGNMENT = 64  # bytes: a cache line, on which the core's pieces start, and a multiple of every element size
 
 
 class Overwritten:
     """Regions of tensors, and what they held before they were written through this object."""
 
-    def __init__(self, direct: DirectCopies, writes: Sequence[Write]) -> None:
+    def __init__(self, direct: DirectCopies | None, writes: Sequence[Write]) -> None:
         """Make room for what will be overwritten.
 
         Args:
@@ -38,46 +37,40 @@ class Overwritten:
             writes: Content for other regions, written one by one.
         """
         # Only places in the target are kept: the source may go when the transfer is done.
-        self._slots, self._assigned = direct.targets, direct.assigned
-        self._dtypes = [slot.value.dtype for slot in direct.targets]  # a module may change dtype before it is restored
+        self._direct = direct
         self._others = [(write.held, write.region) for write in writes]
         views = [take(held.tensor, region) for held, region in self._others]
-        sizes = [a.elements * dtype.itemsize for a, dtype in zip(self._assigned, self._dtypes, strict=True)]
-        sizes += [view.numel() * view.itemsize if view.is_cpu else 0 for view in views]
-        self._starts = list(accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0))
-        self._buffer = _buffer(self._starts[-1])
+        sizes = [view.numel() * view.itemsize if view.is_cpu else 0 for view in views]
+        first = direct.copies.saved_bytes if direct is not None else 0
+        starts = list(accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=first))
+        self._buffer = _buffer(starts[-1])
         weakref.finalize(self, _give_back, self._buffer).atexit = False
         self._pieces = [
-            self._piece(len(self._slots) + i, view.dtype, view.shape) if view.is_cpu else torch.empty_like(view)
-            for i, view in enumerate(views)
+            self._piece(start, view.dtype, view.shape) if view.is_cpu else torch.empty_like(view)
+            for start, view in zip(starts, views, strict=False)
         ]
         self._copied: list[bool] = []  # grows by one when the direct copies are made
         self._saved = 0  # number of others saved
 
-    def write(self, direct: DirectCopies, writes: Sequence[Write]) -> None:
-        """Put new content into every region, each saved just before: it is still in the cache then."""
-        if direct.targets:
-            self._copy(direct)
+    def write(self, writes: Sequence[Write]) -> int | None:
+        """Put new content into every region, each saved just before: it is still in the cache then.
+
+        Returns:
+            None; or the position of a direct copy whose source holds NaN or infinite values: then nothing was written.
+        """
+        if self._direct is not None:
+            copies = self._direct.copies
+            found: int = copies.save_and_write(self._buffer.data_ptr(), self._copied)
+            if found < len(copies):
+                return found
+            # Writing by address, the core bypasses what tells autograd that a saved tensor has changed.
+            increment_version(self._direct.targets)
         for (held, region), piece, write in zip(self._others, self._pieces, writes, strict=True):
             view = take(held.tensor, region)
             piece.copy_(view)
             self._saved += 1
             view.copy_(write.content)
-
-    def _copy(self, direct: DirectCopies) -> None:
-        core = native()
-        assert core is not None
-        base = self._buffer.data_ptr()
-        core.save_and_copy(
-            [assigned.crop for assigned in direct.assigned],
-            direct.source_starts,
-            direct.target_starts,
-            [base + start for start in self._starts[: len(self._slots)]],
-            [dtype.itemsize for dtype in self._dtypes],
-            self._copied,
-        )
-        # Writing by address, the core bypasses what tells autograd that a saved tensor has changed.
-        increment_version([slot.value for slot in direct.targets])
+        return None
 
     def restore(self) -> None:
         """Put back what every region held, the last written first."""
@@ -85,13 +78,25 @@ class Overwritten:
             for i in reversed(range(self._saved)):
                 held, region = self._others[i]
                 take(held.current(), region).copy_(self._pieces[i])
-            if self._copied:
-                for i, (slot, assigned) in enumerate(zip(self._slots, self._assigned, strict=True)):
-                    view = take(slot.stored[0].current(), assigned.target)
-                    view.copy_(self._piece(i, self._dtypes[i], view.shape))
+            if self._copied and self._direct is not None:
+                self._restore(self._direct)
 
-    def _piece(self, i: int, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
-        start = self._starts[i]
+    def _restore(self, direct: DirectCopies) -> None:
+        for start, dtype, layer, role, target, *shapes in zip(
+            direct.copies.saved_starts,
+            direct.dtypes,
+            direct.layers,
+            direct.roles,
+            direct.targets,
+            direct.source_shapes,
+            direct.target_shapes,
+            strict=True,
+        ):
+            held = direct.receiver.slot(layer, role, target).stored[0]
+            view = take(held.current(), crop(*shapes).target)
+            view.copy_(self._piece(start, getattr(torch, dtype), view.shape))
+
+    def _piece(self, start: int, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
         return self._buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
 
 
@@ -104,8 +109,10 @@ def _buffer(size: int) -> torch.Tensor:
 
 
 def _fresh(size: int) -> torch.Tensor:
-    # NumPy asks the system for huge pages, which torch does not.
-    return torch.from_numpy(np.empty(size, np.uint8))
+    # NumPy asks the system for huge pages, which torch does not; neither promises the start of a cache line.
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(memory[start : start + size])
 
 
 def _give_back(buffer: torch.Tensor) -> None:

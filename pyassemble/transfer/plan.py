@@ -6,23 +6,22 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import compress, groupby
 from operator import le
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyassemble.errors import TensorError
 from pyassemble.network.backend import native
-from pyassemble.transfer.checks import check_kind, check_target, is_dense
+from pyassemble.transfer.checks import are_dense, check_kind, check_target, dtype_names, is_dense
 from pyassemble.transfer.methods import Assigned, LayerPair, assign, crop, crops, rescales
-from pyassemble.transfer.report import TensorRecord
+from pyassemble.transfer.report import WrittenTensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
 
     import torch
 
     from pyassemble.transfer.alignment import Alignment
-    from pyassemble.transfer.tensors import Slot, Tensors
+    from pyassemble.transfer.tensors import ModuleTensors, Slot, Tensors
 
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
@@ -45,65 +44,87 @@ class Copy(NamedTuple):
     rescale: bool
 
 
-class DirectCopies(NamedTuple):
-    """Tensors whose values go over as they are, between dense arrays of one dtype; as columns, in target order.
-
-    Attributes:
-        targets: The target tensors.
-        assigned: Which values, and to which places.
-        source_starts: Addresses of the first elements of the sources.
-        target_starts: Those of the targets.
-    """
-
-    targets: Sequence[Slot] = ()
-    assigned: Sequence[Assigned] = ()
-    source_starts: Sequence[int] = ()
-    target_starts: Sequence[int] = ()
-
-
-class Plan(NamedTuple):
-    """What a transfer does.
-
-    Attributes:
-        records: Every tensor that will be written, in target order.
-        sources: What is read for each.
-        direct: Those that the C++ core copies, all at once.
-        others: All others.
-        claims: The memory that will be written.
-    """
-
-    records: Sequence[TensorRecord]
-    sources: Sequence[Slot]
-    direct: DirectCopies
-    others: Sequence[Copy]
-    claims: Claims
-
-
 @dataclass
-class _Candidates:
+class Rows:
     """Tensors of one role in matched layers, as columns, in target order.
 
     Held so because a network has hundreds: a list per attribute instead of an object per tensor.
+
+    Attributes:
+        source_layers: Position of the source tensor's layer in its sequence.
+        target_layers: That of the target tensor's.
+        roles: Role of both in their layers.
+        sources: The source tensors.
+        targets: The target tensors.
     """
 
-    pairs: list[int] = field(default_factory=list)  # position of the layers' pair in the alignment
+    source_layers: list[int] = field(default_factory=list)
+    target_layers: list[int] = field(default_factory=list)
     roles: list[str] = field(default_factory=list)
-    sources: list[Slot] = field(default_factory=list)
-    targets: list[Slot] = field(default_factory=list)
+    sources: list[torch.Tensor] = field(default_factory=list)
+    targets: list[torch.Tensor] = field(default_factory=list)
 
-    def kept(self, wanted: Sequence[bool]) -> _Candidates:
-        return _Candidates(
-            list(compress(self.pairs, wanted)),
+    def kept(self, wanted: Sequence[bool]) -> Rows:
+        """The rows that are wanted."""
+        return Rows(
+            list(compress(self.source_layers, wanted)),
+            list(compress(self.target_layers, wanted)),
             list(compress(self.roles, wanted)),
             list(compress(self.sources, wanted)),
             list(compress(self.targets, wanted)),
         )
 
 
+class DirectCopies(NamedTuple):
+    """Tensors whose values go over as they are, by centre crop between dense arrays of one dtype; as columns.
+
+    Keeps no source alive: it goes when the transfer is done.
+
+    Attributes:
+        copies: The C++ core's copies, all made at once.
+        receiver: The target's tensors.
+        layers: Position of each target tensor's layer.
+        roles: Its role.
+        targets: The target tensors.
+        source_shapes: Shapes of the source tensors.
+        target_shapes: Shapes of the target tensors.
+        dtypes: Names of their dtypes when they were written; a module may change dtype later.
+    """
+
+    copies: Any
+    receiver: ModuleTensors
+    layers: Sequence[int]
+    roles: Sequence[str]
+    targets: Sequence[torch.Tensor]
+    source_shapes: Sequence[torch.Size]
+    target_shapes: Sequence[torch.Size]
+    dtypes: Sequence[str]
+
+
+class Plan(NamedTuple):
+    """What a transfer does.
+
+    Attributes:
+        rows: Every tensor that will be written.
+        written: The receipt for them.
+        direct: Those that the C++ core copies, all at once; None without any.
+        direct_rows: Their positions among the rows.
+        others: All others.
+        claims: The memory that will be written, where there are others.
+    """
+
+    rows: Rows
+    written: WrittenTensors
+    direct: DirectCopies | None
+    direct_rows: Sequence[int]
+    others: Sequence[Copy]
+    claims: Claims
+
+
 def make_plan(
     alignment: Alignment,
     giver: Tensors,
-    receiver: Tensors,
+    receiver: ModuleTensors,
     method: str,
     buffers: bool,
     generator: torch.Generator,
@@ -114,123 +135,183 @@ def make_plan(
     Raises:
         TensorError: A tensor that cannot be read or written.
     """
-    found = _candidates(alignment, giver, receiver, buffers)
-    dense = [slot.parametrization is None and is_dense(slot.value) for slot in found.targets]
-    given = _dense_starts(found.sources)
-    for source, target, from_dense, to_dense in zip(found.sources, found.targets, given, dense, strict=True):
+    rows, source_shapes, target_shapes = _rows(alignment, giver, receiver, buffers)
+    core = native()
+    if core is not None and crops(method) and not rescales(method) and not receiver.has_parametrized:
+        direct = _all_direct(core, rows, receiver, source_shapes, target_shapes)
+        if direct is not None:
+            written = WrittenTensors(
+                giver.names(),
+                receiver.names(),
+                rows.source_layers,
+                rows.target_layers,
+                rows.roles,
+                source_shapes,
+                target_shapes,
+                None,
+                direct.copies.elements,
+            )
+            return Plan(rows, written, direct, range(len(rows.roles)), (), Claims())
+    return _mixed_plan(alignment, giver, receiver, rows, method, generator, dry_run)
+
+
+def _rows(
+    alignment: Alignment, giver: Tensors, receiver: ModuleTensors, buffers: bool
+) -> tuple[Rows, list[torch.Size], list[torch.Size]]:
+    """All tensors of matched layers that have the same role and number of dimensions, and their shapes."""
+    rows = Rows()
+    add_source_layer, add_target_layer = rows.source_layers.append, rows.target_layers.append
+    add_role, add_source, add_target = rows.roles.append, rows.sources.append, rows.targets.append
+    last, given = -1, giver.roles(alignment.indices[0][0], buffers) if alignment.indices else {}
+    for s, t in alignment.indices:
+        # One source layer may serve a run of target layers.
+        if s != last:
+            last, given = s, giver.roles(s, buffers)
+        for role, target in receiver.roles(t, buffers).items():
+            source = given.get(role)
+            if source is not None and target is not None:
+                add_source_layer(s)
+                add_target_layer(t)
+                add_role(role)
+                add_source(source)
+                add_target(target)
+    source_shapes, target_shapes = [s.shape for s in rows.sources], [t.shape for t in rows.targets]
+    source_ranks, target_ranks = list(map(len, source_shapes)), list(map(len, target_shapes))
+    if source_ranks != target_ranks:
+        alike = [s == t for s, t in zip(source_ranks, target_ranks, strict=True)]
+        rows = rows.kept(alike)
+        source_shapes, target_shapes = list(compress(source_shapes, alike)), list(compress(target_shapes, alike))
+    return rows, source_shapes, target_shapes
+
+
+def _all_direct(
+    core: ModuleType,
+    rows: Rows,
+    receiver: ModuleTensors,
+    source_shapes: list[torch.Size],
+    target_shapes: list[torch.Size],
+) -> DirectCopies | None:
+    """Direct copies of all rows, which is the common case; None if they are not all dense, of one dtype and untied."""
+    if not are_dense(rows.sources) or not are_dense(rows.targets):
+        return None
+    dtypes = dtype_names(rows.targets)
+    if dtypes != dtype_names(rows.sources):
+        return None
+    direct = _direct(core, rows, receiver, source_shapes, target_shapes, dtypes)
+    return direct if direct.copies.disjoint() else None
+
+
+def _direct(
+    core: ModuleType,
+    rows: Rows,
+    receiver: ModuleTensors,
+    source_shapes: list[torch.Size],
+    target_shapes: list[torch.Size],
+    dtypes: list[str],
+) -> DirectCopies:
+    addresses = [[tensor.data_ptr() for tensor in tensors] for tensors in (rows.sources, rows.targets)]
+    copies = core.Copies(*addresses, source_shapes, target_shapes, dtypes)
+    columns = rows.target_layers, rows.roles, rows.targets, source_shapes, target_shapes, dtypes
+    return DirectCopies(copies, receiver, *columns)
+
+
+def _mixed_plan(
+    alignment: Alignment,
+    giver: Tensors,
+    receiver: ModuleTensors,
+    rows: Rows,
+    method: str,
+    generator: torch.Generator,
+    dry_run: bool,
+) -> Plan:
+    """A plan tensor by tensor, where some need more than copying."""
+    sources = list(map(giver.slot, rows.source_layers, rows.roles, rows.sources))
+    targets = list(map(receiver.slot, rows.target_layers, rows.roles, rows.targets))
+    readable = [is_dense(source.value) for source in sources]
+    writable = [target.parametrization is None and is_dense(target.value) for target in targets]
+    for source, target, from_dense, to_dense in zip(sources, targets, readable, writable, strict=True):
         if not from_dense:
             check_kind(source.name, source.value, "source", hollow=dry_run)
         if not to_dense:
             check_target(target, hollow=dry_run)
     claims = Claims()
-    taken = claims.claim(found.targets, dense)
+    taken = claims.claim(targets, writable)
     if not all(taken):
-        found = found.kept(taken)
-        dense, given = list(compress(dense, taken)), list(compress(given, taken))
-    assigned = _assigned(found, alignment, method, generator)
-
-    values, rooms = [slot.value for slot in found.sources], [slot.value for slot in found.targets]
-    sizes = [value.nbytes for value in values]
+        rows = rows.kept(taken)
+        sources, targets = list(compress(sources, taken)), list(compress(targets, taken))
+        readable, writable = list(compress(readable, taken)), list(compress(writable, taken))
+    assigned = _assigned(rows, alignment, sources, method, generator)
     rescale = [
-        rescales(method) and role == "weight" and room.dim() > 1 for role, room in zip(found.roles, rooms, strict=True)
+        rescales(method) and role == "weight" and target.dim() > 1
+        for role, target in zip(rows.roles, rows.targets, strict=True)
     ]
-    compiled = native() is not None
+    core = native()
     direct = [
-        compiled
+        core is not None
+        and crops(method)
+        and from_dense
         and to_dense
-        and start > 0
-        and regions.crop is not None
-        and value.dtype == room.dtype
+        and source.dtype == target.dtype
         and not rescaled
-        and free
-        for to_dense, start, regions, value, room, rescaled, free in zip(
-            dense, given, assigned, values, rooms, rescale, claims.are_free(given, sizes), strict=True
+        and claims.is_free(source)
+        for from_dense, to_dense, source, target, rescaled in zip(
+            readable, writable, rows.sources, rows.targets, rescale, strict=True
         )
     ]
-    targets = list(compress(found.targets, direct))
+    source_shapes, target_shapes = [s.shape for s in rows.sources], [t.shape for t in rows.targets]
+    written = WrittenTensors(
+        giver.names(),
+        receiver.names(),
+        rows.source_layers,
+        rows.target_layers,
+        rows.roles,
+        source_shapes,
+        target_shapes,
+        assigned,
+        sum([regions.elements for regions in assigned]),
+    )
+    copies = None
+    if core is not None and any(direct):
+        kept = rows.kept(direct)
+        shapes = list(compress(source_shapes, direct)), list(compress(target_shapes, direct))
+        copies = _direct(core, kept, receiver, *shapes, dtype_names(kept.targets))
     return Plan(
-        records=list(
-            map(
-                TensorRecord,
-                [slot.name for slot in found.sources],
-                [slot.name for slot in found.targets],
-                [value.shape for value in values],
-                [room.shape for room in rooms],
-                [regions.source for regions in assigned],
-                [regions.target for regions in assigned],
-                [regions.elements for regions in assigned],
-            )
-        ),
-        sources=found.sources,
-        direct=DirectCopies(
-            targets,
-            list(compress(assigned, direct)),
-            list(compress(given, direct)),
-            [slot.value.data_ptr() for slot in targets],
-        ),
-        others=[
-            Copy(found.sources[i], found.targets[i], assigned[i], _output_dim(alignment, found.pairs[i]), rescale[i])
+        rows,
+        written,
+        copies,
+        [i for i, is_direct in enumerate(direct) if is_direct],
+        [
+            Copy(sources[i], targets[i], assigned[i], _output_dim(alignment, rows.target_layers[i]), rescale[i])
             for i, is_direct in enumerate(direct)
             if not is_direct
         ],
-        claims=claims,
+        claims,
     )
 
 
-def _candidates(alignment: Alignment, giver: Tensors, receiver: Tensors, buffers: bool) -> _Candidates:
-    """All tensors of matched layers that have the same role and number of dimensions."""
-    found = _Candidates()
-    add_pair, add_role = found.pairs.append, found.roles.append
-    add_source, add_target = found.sources.append, found.targets.append
-    source_names, target_names = alignment.source.names, alignment.target.names
-    givers: dict[int, dict[str, Slot]] = {}  # one source layer may serve a run of target layers
-    for pair, (s, t) in enumerate(alignment.indices):
-        given = givers.get(s)
-        if given is None:
-            given = givers[s] = giver.layer(source_names[s], buffers)
-        for role, target in receiver.layer(target_names[t], buffers).items():
-            source = given.get(role)
-            if source is not None and source.value.dim() == target.value.dim():
-                add_pair(pair)
-                add_role(role)
-                add_source(source)
-                add_target(target)
-    return found
-
-
-def _dense_starts(slots: Sequence[Slot]) -> list[int]:
-    """Address of the first element of each tensor that is a dense array; 0 for others and for empty ones."""
-    known: dict[int, int] = {}
-    starts = []
-    for slot in slots:
-        start = known.get(id(slot))
-        if start is None:
-            start = known[id(slot)] = slot.value.data_ptr() if is_dense(slot.value) else 0
-        starts.append(start)
-    return starts
-
-
-def _assigned(found: _Candidates, alignment: Alignment, method: str, generator: torch.Generator) -> list[Assigned]:
+def _assigned(
+    rows: Rows, alignment: Alignment, sources: Sequence[Slot], method: str, generator: torch.Generator
+) -> list[Assigned]:
     """Regions of every tensor."""
     if crops(method):
-        return [crop(s.value.shape, t.value.shape) for s, t in zip(found.sources, found.targets, strict=True)]
+        return [crop(s.shape, t.shape) for s, t in zip(rows.sources, rows.targets, strict=True)]
     assigned: list[Assigned] = []
-    for pair, rows in groupby(range(len(found.pairs)), key=found.pairs.__getitem__):
-        by_role = {found.roles[i]: (found.sources[i], found.targets[i]) for i in rows}
+    for layer, positions in groupby(range(len(rows.roles)), key=rows.target_layers.__getitem__):
+        by_role = {rows.roles[i]: i for i in positions}
         if method == "magnitude":
-            _check_valued([source for source, _ in by_role.values()])
-        layers = LayerPair(
-            {role: source.value for role, (source, _) in by_role.items()},
-            {role: target.value.shape for role, (_, target) in by_role.items()},
-            _output_dim(alignment, pair),
+            _check_valued([sources[i] for i in by_role.values()])
+        pair = LayerPair(
+            {role: rows.sources[i] for role, i in by_role.items()},
+            {role: rows.targets[i].shape for role, i in by_role.items()},
+            _output_dim(alignment, layer),
         )
-        regions = assign(layers, method, generator)
+        regions = assign(pair, method, generator)
         assigned += [regions[role] for role in by_role]
     return assigned
 
 
-def _output_dim(alignment: Alignment, pair: int) -> int:
-    kind = alignment.target.kinds[alignment.indices[pair][1]]
+def _output_dim(alignment: Alignment, layer: int) -> int:
+    kind = alignment.target.kinds[layer]
     return 1 if kind is not None and kind.startswith(_TRANSPOSED) else 0
 
 
@@ -273,19 +354,6 @@ class Claims:
     def is_free(self, tensor: torch.Tensor) -> bool:
         """Whether none of a tensor's memory is claimed."""
         return self._is_free(*_extent(tensor))
-
-    def are_free(self, starts: Sequence[int], sizes: Sequence[int]) -> list[bool]:
-        """Whether each of many ranges of addresses is free of claims; sizes are in bytes."""
-        if not self._starts:
-            return [True] * len(starts)
-        start = np.array(starts, np.int64)
-        stop = start + np.array(sizes, np.int64)
-        claimed, ends = np.array(self._starts, np.int64), np.array(self._stops, np.int64)
-        at = np.searchsorted(claimed, start, "right")
-        below = (at == 0) | (ends[at - 1] <= start)
-        above = (at == len(claimed)) | (stop <= claimed[np.minimum(at, len(claimed) - 1)])
-        free: list[bool] = (below & above).tolist()
-        return free
 
     def _claim(self, slot: Slot) -> bool:
         extents = [_extent(slot.value)] if slot.parametrization is None else [_extent(h.tensor) for h in slot.stored]

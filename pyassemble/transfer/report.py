@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from pyassemble.transfer.methods import crop
 from pyassemble.transfer.text import sizes, table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pyassemble.transfer.alignment import Alignment
-    from pyassemble.transfer.methods import Region
+    from pyassemble.transfer.methods import Assigned, Region
     from pyassemble.transfer.overwritten import Overwritten
+    from pyassemble.transfer.tensors import TensorNames
 
 
 class TensorRecord(NamedTuple):
@@ -44,6 +49,51 @@ class TensorRecord(NamedTuple):
         return self.written / max(1, torch.Size(self.target_shape).numel())
 
 
+class WrittenTensors(NamedTuple):
+    """What the records of a transfer are made from when they are asked for; keeps no tensor alive.
+
+    Attributes:
+        source_names: Names of the source's tensors.
+        target_names: Names of the target's tensors.
+        source_layers: Position of each source tensor's layer in its sequence.
+        target_layers: That of each target tensor's.
+        roles: Role of each in its layer.
+        source_shapes: Shape of each source tensor.
+        target_shapes: Shape of each target tensor.
+        assigned: The regions of each; None where all are centre crops.
+        elements: How many elements are written in all.
+    """
+
+    source_names: TensorNames
+    target_names: TensorNames
+    source_layers: Sequence[int]
+    target_layers: Sequence[int]
+    roles: Sequence[str]
+    source_shapes: Sequence[torch.Size]
+    target_shapes: Sequence[torch.Size]
+    assigned: Sequence[Assigned] | None
+    elements: int
+
+    def records(self, scales: Mapping[str, float]) -> tuple[TensorRecord, ...]:
+        """A record per tensor, given the scale of some by the target's name."""
+        sources = map(self.source_names.of, self.source_layers, self.roles)
+        targets = list(map(self.target_names.of, self.target_layers, self.roles))
+        regions = self.assigned or list(map(crop, self.source_shapes, self.target_shapes))
+        return tuple(
+            map(
+                TensorRecord,
+                sources,
+                targets,
+                self.source_shapes,
+                self.target_shapes,
+                [region.source for region in regions],
+                [region.target for region in regions],
+                [region.elements for region in regions],
+                [scales.get(target, 1.0) for target in targets],
+            )
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class TransferReport:
     """What a transfer did, or would do (``dry_run``).
@@ -52,7 +102,6 @@ class TransferReport:
         alignment: The alignment it followed.
         method: The transfer method.
         dry_run: Whether nothing was written.
-        tensors: One record per written tensor, in target order.
         untouched: Names of the target's parameters and batch-norm statistics that kept their values.
         coverage: Share of the elements of the target's parameters and batch-norm statistics that were written.
     """
@@ -60,10 +109,16 @@ class TransferReport:
     alignment: Alignment
     method: str
     dry_run: bool
-    tensors: tuple[TensorRecord, ...]
     untouched: tuple[str, ...]
     coverage: float
+    _written: WrittenTensors = field(repr=False)
+    _scales: Mapping[str, float] = field(repr=False)
     _overwritten: Overwritten | None = field(default=None, repr=False)
+
+    @cached_property
+    def tensors(self) -> tuple[TensorRecord, ...]:
+        """One record per written tensor, in target order."""
+        return self._written.records(self._scales)
 
     def undo(self) -> None:
         """Put the target back bit for bit: every overwritten region gets its earlier content.

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pyassemble.errors import NoCommonLayerError, TensorError, UnknownOptionError, UnsupportedNetworkError
-from pyassemble.transfer.alignment import Alignment, align, as_generator
-from pyassemble.transfer.checks import check_finite
+from pyassemble.transfer.alignment import Alignment, align_located, as_generator
+from pyassemble.transfer.checks import check_finite, refuse_nonfinite
 from pyassemble.transfer.contents import contents
 from pyassemble.transfer.methods import METHODS, rescales
 from pyassemble.transfer.overwritten import Overwritten
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from pyassemble.network.standardize import NetworkLike
     from pyassemble.transfer.contents import Write
-    from pyassemble.transfer.plan import DirectCopies, Plan
+    from pyassemble.transfer.plan import Plan
+    from pyassemble.transfer.tensors import Tensors
 
 
 def transfer(
@@ -77,14 +78,7 @@ def transfer(
     if not isinstance(target, nn.Module):
         raise UnsupportedNetworkError(f"the target must be a torch.nn.Module, got {type(target).__name__}")
     generator = as_generator(seed)
-    alignment = align(
-        source,
-        target,
-        standardization=standardization,
-        matching=matching,
-        seed=generator,
-        example_input=example_input,
-    )
+    alignment, *modules = align_located(source, target, standardization, matching, generator, example_input)
     if not alignment.indices:
         kinds = [
             ", ".join(sorted({layer.kind for layer in network.layers if layer.kind}))
@@ -92,27 +86,31 @@ def transfer(
         ]
         raise NoCommonLayerError(f"no layer in common: the source has {kinds[0]}; the target has {kinds[1]}")
 
-    giver, receiver = source_tensors(source), ModuleTensors(target)
+    giver = source_tensors(source, alignment.source, modules[0])
+    receiver = ModuleTensors(target, alignment.target, modules[1])
     plan = make_plan(alignment, giver, receiver, method, buffers, generator, dry_run)
     if not dry_run:
-        check_finite(plan.sources)
+        check_finite([copy.source for copy in plan.others])
     elif not rescales(method) or any(copy.source.value.is_meta or copy.target.value.is_meta for copy in plan.others):
         return _report(alignment, receiver, plan, method, {}, None)
     writes, scales = contents(plan.others, plan.claims)
-    return _report(alignment, receiver, plan, method, scales, None if dry_run else _written(plan.direct, writes))
+    return _report(alignment, receiver, plan, method, scales, None if dry_run else _written(plan, giver, writes))
 
 
-def _written(direct: DirectCopies, writes: Sequence[Write]) -> Overwritten:
+def _written(plan: Plan, giver: Tensors, writes: Sequence[Write]) -> Overwritten:
     """Write everything, or, on any error or interrupt, nothing."""
     with torch.no_grad():
-        overwritten = Overwritten(direct, writes)
+        overwritten = Overwritten(plan.direct, writes)
         try:
-            overwritten.write(direct, writes)
+            nonfinite = overwritten.write(writes)
         except BaseException as error:
             overwritten.restore()
             if isinstance(error, RuntimeError):
                 raise TensorError(f"the target could not be written and was put back: {error}") from error
             raise
+    if nonfinite is not None:
+        row = plan.direct_rows[nonfinite]
+        refuse_nonfinite(giver.slot(plan.rows.source_layers[row], plan.rows.roles[row], plan.rows.sources[row]))
     return overwritten
 
 
@@ -124,16 +122,18 @@ def _report(
     scales: Mapping[str, float],
     overwritten: Overwritten | None,
 ) -> TransferReport:
-    records = plan.records
-    if scales:
-        records = [record._replace(scale=scales.get(record.target, 1.0)) for record in records]
-    names, elements = receiver.carriers({record.target for record in records})
+    written = set(map(id, plan.rows.targets))
+    if receiver.has_parametrized:
+        slots = map(receiver.slot, plan.rows.target_layers, plan.rows.roles, plan.rows.targets)
+        written = {id(slot.stored[0].tensor) for slot in slots}
+    untouched, elements = receiver.carriers(written)
     return TransferReport(
         alignment=alignment,
         method=method,
         dry_run=overwritten is None,
-        tensors=tuple(records),
-        untouched=tuple(names),
-        coverage=sum([record.written for record in records]) / elements,
+        untouched=tuple(untouched),
+        coverage=plan.written.elements / elements,
+        _written=plan.written,
+        _scales=scales,
         _overwritten=overwritten,
     )
