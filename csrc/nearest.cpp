@@ -1,69 +1,31 @@
 // The most similar networks of a zoo, found without aligning those that cannot be among them.
 //
-// Upper bounds on D(source -> target), class by class of layers that may score against each other. A run of l targets over one
-// source is worth (S_1 + ... + S_l) / sqrt(l), a sum of scores at most, and every target is in one run at most:
-//
-//   (a)  D <= sum over targets of the best score that any source layer of the class gives them.
-//
-// With b the best score that a source layer gives any target, its run is worth at most b * sqrt(l); the lengths l of all runs
-// add up to at most n targets, so by Cauchy and Schwarz
-//
-//   (b)  D <= sqrt(n * sum over sources of b^2).
-//
-// Both hold across the two levels of blocks: a run of blocks is worth the sum of its blocks' values over sqrt(l), to which the
-// same two steps apply again. Classes add up, since a layer is paired within its class only.
+// Every network has an upper bound on its similarity, at first one that costs next to nothing. Whichever network has the
+// highest bound is looked at more closely, which lowers it, until its similarity is known. When the highest bound is below
+// the k-th best similarity, all networks that could be among the nearest have been compared, and hardly any other.
 #include <algorithm>
-#include <array>
-#include <atomic>
-#include <bit>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 #include <mutex>
-#include <new>
 
+#include "block_table.hpp"
+#include "bounds.hpp"
 #include "parallel.hpp"
-#include "problem.hpp"
+#include "sources.hpp"
 #include "zoo.hpp"
 
 namespace pyassemble {
 
 namespace {
 
-// Scores that are computed when first asked for, by any thread. Memory that is never touched is never given by the system.
-class LazyScores {
-public:
-    LazyScores(std::size_t rows, std::size_t columns) : columns_(columns) {
-        if (rows == 0 || columns == 0) return;
-        bits_.reset(static_cast<std::uint64_t*>(std::calloc(rows * columns, sizeof(std::uint64_t))));
-        if (bits_ == nullptr) throw std::bad_alloc();
-    }
-
-    template <class Compute>
-    double get(std::int32_t row, std::int32_t column, const Compute& compute) const {
-        // Zero is "not known yet"; two threads may compute the same value, and then store the same bits.
-        std::atomic_ref<std::uint64_t> bits(bits_.get()[static_cast<std::size_t>(row) * columns_ + static_cast<std::size_t>(column)]);
-        const std::uint64_t known = bits.load(std::memory_order_relaxed);
-        if (known != 0) return std::bit_cast<double>(~known);
-        const double value = compute();
-        bits.store(~std::bit_cast<std::uint64_t>(value), std::memory_order_relaxed);
-        return value;
-    }
-
-private:
-    struct Free {
-        void operator()(std::uint64_t* p) const { std::free(p); }
-    };
-    std::unique_ptr<std::uint64_t, Free> bits_;
-    std::size_t columns_;
-};
-
 // Bounds are sums in another order than what they bound.
 constexpr double kSlack = 1.0 + 1e-9;
-// Scores below 1e-154 vanish when they are squared, while what they bound does not: more than they could add to (b).
-constexpr double kVanished = 1e-140;
 
-double cauchy_schwarz(double targets, double squares) { return std::sqrt(targets * squares) + kVanished; }
+double no_blocks(std::int32_t, std::int32_t) { return 0.0; }
+
+double solved(const Layout& source, const Layout& target, const LayerScores& layers, const auto& block_score, Workspace& workspace) {
+    const Arena::Scope scope(workspace.arena);
+    return solve(make_problem(source, target, layers, block_score, workspace), Arithmetic::fast, workspace);
+}
 
 }  // namespace
 
@@ -75,86 +37,98 @@ public:
           k_(k),
           similarity_(similarity),
           workspaces_(workspaces),
-          workers_(static_cast<unsigned>(workspaces.size())),
           to_query_(zoo.interner_, query.interner(), workspaces[0].meter),
           to_zoo_(query.interner(), zoo.interner_, workspaces[0].meter),
-          query_blocks_(query.interner().blocks().size(), zoo.interner_.blocks().size()),
-          zoo_blocks_(zoo.interner_.blocks().size(), query.interner().blocks().size()) {
-        std::vector<std::int32_t> elements;
-        for (const Sequence::Element& e : query.elements()) elements.push_back(e.is_block ? kFirstBlock - e.id : e.id);
-        query_layers_ = count_layers(elements, query.interner());
-        query_count_.resize(zoo.interner_.classes().size());
-        best_.resize(zoo.interner_.classes().size());
-        for (std::size_t c = 0; c < best_.size(); ++c) {
-            const ScoreTable& table = to_zoo_.table(static_cast<std::int32_t>(c));
-            if (table.source_class < 0) continue;
-            best_[c].resize(static_cast<std::size_t>(zoo.interner_.classes()[c].count));
-            for (std::size_t m = 0; m < best_[c].size(); ++m) {
-                const double* row = to_zoo_.values() + table.offset + m * table.stride;
-                best_[c][m] = *std::max_element(row, row + table.stride);
-            }
-            for (const LayerCount& layer : query_layers_)
-                if (layer.klass == table.source_class) query_count_[c] += layer.count;
-        }
+          bounds_(zoo.interner_, query, to_zoo_),
+          to_query_blocks_(zoo.interner_.blocks().size(), query.interner().blocks().size()),
+          to_zoo_blocks_(zoo.interner_.blocks().size(), query.interner().blocks().size()),
+          block_bounds_(zoo.interner_.blocks().size(), 2 * query.interner().blocks().size()) {
+        for (std::int32_t b = 0; b < static_cast<std::int32_t>(query.interner().blocks().size()); ++b)
+            query_sources_.add(b, block_members(b, query.interner()), query.interner());
+        query_sources_.close(query.interner());
     }
 
     std::vector<Neighbour> run(std::size_t& aligned) {
-        struct Candidate {
-            std::int32_t network;
-            double bound;
-        };
-        const auto by_bound = [](const Candidate& a, const Candidate& b) { return a.bound != b.bound ? a.bound > b.bound : a.network < b.network; };
-        std::vector<Candidate> candidates;
+        const auto workers = static_cast<unsigned>(workspaces_.size());
         for (std::int32_t i = 0; i < zoo_.size(); ++i)
-            if (zoo_.networks_[static_cast<std::size_t>(i)].original == i) candidates.push_back({i, 0.0});
+            if (network(i).original == i) candidates_.push_back({i, Known::nothing, {}});
+        waiting_.resize(candidates_.size());
         constexpr std::size_t kTogether = 256;
-        parallel_for((candidates.size() + kTogether - 1) / kTogether, workers_, [&](std::size_t task, unsigned worker) {
-            const std::size_t end = std::min(candidates.size(), (task + 1) * kTogether);
+        parallel_for((candidates_.size() + kTogether - 1) / kTogether, workers, [&](std::size_t task, unsigned worker) {
+            const std::size_t end = std::min(candidates_.size(), (task + 1) * kTogether);
             for (std::size_t i = task * kTogether; i < end; ++i) {
-                const Network& n = network(candidates[i].network);
-                candidates[i].bound = combined(loose_bound(n), n);
+                const Network& n = network(candidates_[i].network);
+                waiting_[i] = {combined(bounds_.loose(n.layers), n), static_cast<std::int32_t>(i)};
             }
             workspaces_[worker].meter.spend(std::int64_t{kTogether} * 64);
         });
-        std::ranges::sort(candidates, by_bound);
-
-        // The likeliest first, by the tighter bound: they raise the bar that the others must reach.
-        const std::size_t likely = std::min(candidates.size(), std::max<std::size_t>(1024, 4 * k_));
-        parallel_for(likely, workers_, [&](std::size_t i, unsigned) {
-            const Network& n = network(candidates[i].network);
-            candidates[i].bound = std::min(candidates[i].bound, combined(tight_bound(n), n));
-        });
-        std::sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(likely), by_bound);
-        parallel_for(candidates.size(), workers_, [&](std::size_t i, unsigned worker) {
-            const Candidate& candidate = candidates[i];
-            if (hopeless(candidate.bound)) return;
-            const Network& n = network(candidate.network);
-            Directions values = tight_bound(n);
-            if (hopeless(combined(values, n))) return;
-            // One direction may be enough to tell.
-            values.to_query = exact_to_query(n, workspaces_[worker]);
-            if (similarity_ == Similarity::symmetric) {
-                if (hopeless(combined(values, n))) return;
-                values.to_zoo = exact_to_zoo(n, workspaces_[worker]);
-            }
-            offer(candidate.network, combined(values, n));
-        });
+        std::ranges::make_heap(waiting_, later);
+        parallel_for(workers, workers, [&](std::size_t, unsigned worker) { work(workspaces_[worker]); });
         aligned = aligned_;
         std::ranges::sort(found_, better);
         return std::move(found_);
     }
 
 private:
+    enum class Known : std::uint8_t { nothing, layers, blocks, to_query };
+
+    struct Candidate {
+        std::int32_t network;
+        Known known;
+        Directions values;  // bounds, or exact as far as known
+    };
+
+    struct Waiting {
+        double bound;
+        std::int32_t candidate;
+    };
+
+    static bool later(const Waiting& a, const Waiting& b) { return a.bound != b.bound ? a.bound < b.bound : a.candidate > b.candidate; }
+
     const Network& network(std::int32_t i) const { return zoo_.networks_[static_cast<std::size_t>(i)]; }
 
     static bool better(const Neighbour& a, const Neighbour& b) {
         return a.similarity != b.similarity ? a.similarity > b.similarity : a.network < b.network;
     }
 
-    bool hopeless(double bound) const { return bound * kSlack < bar_.load(std::memory_order_relaxed); }
+    double combined(const Directions& d, const Network& n) const {
+        if (n.scored == 0 || query_.num_scored() == 0) return 0.0;
+        const double forward = d.to_query / static_cast<double>(query_.num_scored());
+        return similarity_ == Similarity::directed ? forward : std::sqrt(forward * d.to_zoo / static_cast<double>(n.scored));
+    }
+
+    // Takes candidates until none is left that could be among the nearest; what another worker holds, it will finish itself.
+    void work(Workspace& workspace) {
+        std::unique_lock lock(mutex_);
+        while (!waiting_.empty() && !hopeless(waiting_.front().bound)) {
+            std::ranges::pop_heap(waiting_, later);
+            const Waiting taken = waiting_.back();
+            waiting_.pop_back();
+            lock.unlock();
+            bool exact = false;
+            Candidate& candidate = candidates_[static_cast<std::size_t>(taken.candidate)];
+            try {
+                exact = look_closer(candidate, workspace);
+            } catch (...) {
+                lock.lock();
+                waiting_.clear();  // the other workers need not go on
+                throw;
+            }
+            const double value = combined(candidate.values, network(candidate.network));
+            lock.lock();
+            if (exact) {
+                offer(candidate.network, value);
+            } else if (!hopeless(value)) {
+                waiting_.push_back({std::min(value, taken.bound), taken.candidate});
+                std::ranges::push_heap(waiting_, later);
+            }
+        }
+    }
+
+    // Below the k-th best so far, by more than bounds may be off.
+    bool hopeless(double bound) const { return found_.size() == k_ && bound * kSlack < found_.front().similarity; }
 
     void offer(std::int32_t original, double similarity) {
-        const std::lock_guard lock(mutex_);
         ++aligned_;
         for (std::int32_t i = original; i >= 0; i = network(i).next_equal) {
             const Neighbour neighbour{i, similarity};
@@ -166,123 +140,122 @@ private:
             found_.push_back(neighbour);
             std::ranges::push_heap(found_, better);  // the worst in front
         }
-        if (found_.size() == k_) bar_.store(found_.front().similarity, std::memory_order_relaxed);
     }
 
-    // D(zoo network -> query) and D(query -> zoo network), or bounds on them.
-    struct Directions {
-        double to_query = 0.0;
-        double to_zoo = 0.0;
-    };
-
-    double combined(const Directions& d, const Network& n) const {
-        if (n.scored == 0 || query_.num_scored() == 0) return 0.0;
-        const double forward = d.to_query / static_cast<double>(query_.num_scored());
-        return similarity_ == Similarity::directed ? forward : std::sqrt(forward * d.to_zoo / static_cast<double>(n.scored));
+    // Lowers the bounds of a candidate; returns whether they are its exact values now.
+    bool look_closer(Candidate& candidate, Workspace& workspace) {
+        const Network& n = network(candidate.network);
+        Directions& values = candidate.values;
+        switch (candidate.known) {
+            case Known::nothing:
+                values = bounds_.tight(n.layers, workspace.arena);
+                // Where there are no two blocks to pair, bounds on their scores are bounds on nothing.
+                candidate.known = has_blocks(n.layout) && has_blocks(query_.layout()) ? Known::layers : Known::blocks;
+                return false;
+            case Known::layers:
+                bound_blocks(n, workspace);
+                values.to_query = std::min(values.to_query, bound_to_query(n, workspace));
+                if (similarity_ == Similarity::symmetric) values.to_zoo = std::min(values.to_zoo, bound_to_zoo(n, workspace));
+                candidate.known = Known::blocks;
+                return false;
+            case Known::blocks:
+                values.to_query = exact_to_query(n, workspace);
+                candidate.known = Known::to_query;
+                return similarity_ == Similarity::directed;
+            case Known::to_query: break;
+        }
+        values.to_zoo = exact_to_zoo(n, workspace);
+        return true;
     }
 
-    // (a) and (b) with the best score that each zoo layer gets from any layer of the query.
-    Directions loose_bound(const Network& n) const {
-        Directions bound;
-        for_each_class(n, [&](std::size_t c, std::span<const LayerCount> layers) {
-            double sum = 0.0;
-            double squares = 0.0;
-            double count = 0.0;
-            for (const LayerCount& layer : layers) {
-                const double best = best_[c][static_cast<std::size_t>(layer.member)];
-                sum += layer.count * best;
-                squares += layer.count * best * best;
-                count += layer.count;
+    static bool has_blocks(const Layout& layout) { return layout.find(Interner::kBlocks) != nullptr; }
+
+    std::span<const std::int32_t> blocks_of(const Network& n) const { return n.layout.members_of(*n.layout.find(Interner::kBlocks)); }
+
+    void bound_blocks(const Network& n, Workspace& workspace) {
+        const std::size_t columns = query_.interner().blocks().size();
+        std::vector<Directions> bounds(columns);
+        std::vector<double> row(2 * columns);
+        for (const std::int32_t b : blocks_of(n)) {
+            if (block_bounds_.known(b)) continue;
+            std::ranges::fill(bounds, Directions{});
+            bounds_.blocks(zoo_.block_layers_[static_cast<std::size_t>(b)], workspace.arena, bounds.data());
+            for (std::size_t t = 0; t < columns; ++t) {
+                row[t] = bounds[t].to_query;
+                row[columns + t] = bounds[t].to_zoo;
             }
-            const double queries = query_count_[c];
-            bound.to_query += std::min(queries, cauchy_schwarz(queries, squares));
-            bound.to_zoo += std::min(sum, cauchy_schwarz(count, queries));
-        });
-        return bound;
-    }
-
-    // The same with the best score that each query layer gets from this network.
-    Directions tight_bound(const Network& n) const {
-        Directions bound;
-        for_each_class(n, [&](std::size_t c, std::span<const LayerCount> layers) {
-            double zoo_sum = 0.0;
-            double zoo_squares = 0.0;
-            double zoo_count = 0.0;
-            for (const LayerCount& layer : layers) {
-                const double best = best_[c][static_cast<std::size_t>(layer.member)];
-                zoo_sum += layer.count * best;
-                zoo_squares += layer.count * best * best;
-                zoo_count += layer.count;
-            }
-            const std::int32_t query_class = to_zoo_.table(static_cast<std::int32_t>(c)).source_class;
-            const ScoreTable& table = to_query_.table(query_class);
-            double sum = 0.0;
-            double squares = 0.0;
-            for (const LayerCount& mine : query_layers_) {
-                if (mine.klass != query_class) continue;
-                const double* row = to_query_.values() + table.offset + static_cast<std::size_t>(mine.member) * table.stride;
-                double best = 0.0;
-                for (const LayerCount& layer : layers) best = std::max(best, row[layer.member]);
-                sum += mine.count * best;
-                squares += mine.count * best * best;
-            }
-            bound.to_query += std::min(sum, cauchy_schwarz(query_count_[c], zoo_squares));
-            bound.to_zoo += std::min(zoo_sum, cauchy_schwarz(zoo_count, squares));
-        });
-        return bound;
-    }
-
-    // Calls visit(class, its layers) for the classes that the query has too.
-    template <class Visit>
-    void for_each_class(const Network& n, const Visit& visit) const {
-        for (std::size_t begin = 0, end = 0; begin < n.layers.size(); begin = end) {
-            while (end < n.layers.size() && n.layers[end].klass == n.layers[begin].klass) ++end;
-            const auto c = static_cast<std::size_t>(n.layers[begin].klass);
-            if (!best_[c].empty()) visit(c, std::span(n.layers).subspan(begin, end - begin));
+            block_bounds_.set(b, row.data());
+            workspace.meter.spend(static_cast<std::int64_t>(columns) * 64);
         }
     }
 
-    static double solved(const Layout& source, const Layout& target, const LayerScores& layers, const auto& block_score, Workspace& workspace) {
-        const Arena::Scope scope(workspace.arena);
-        return solve(make_problem(source, target, layers, block_score, workspace), Arithmetic::fast, workspace);
+    double bound_to_query(const Network& n, Workspace& workspace) const {
+        return solved(n.layout, query_.layout(), to_query_, [&](std::int32_t t, std::int32_t s) { return block_bounds_.get(s, t); }, workspace);
     }
 
-    static double no_blocks(std::int32_t, std::int32_t) { return 0.0; }
-
-    double exact_to_query(const Network& n, Workspace& workspace) const {
-        const auto block_score = [&](std::int32_t t, std::int32_t s) {
-            return query_blocks_.get(t, s, [&] { return solved(zoo_block(s), query_block(t), to_query_, no_blocks, workspace); });
-        };
-        return solved(n.layout, query_.layout(), to_query_, block_score, workspace);
+    double bound_to_zoo(const Network& n, Workspace& workspace) const {
+        const auto columns = static_cast<std::int32_t>(query_.interner().blocks().size());
+        return solved(query_.layout(), n.layout, to_zoo_, [&](std::int32_t t, std::int32_t s) { return block_bounds_.get(t, columns + s); }, workspace);
     }
 
-    double exact_to_zoo(const Network& n, Workspace& workspace) const {
-        const auto block_score = [&](std::int32_t t, std::int32_t s) {
-            return zoo_blocks_.get(t, s, [&] { return solved(query_block(s), zoo_block(t), to_zoo_, no_blocks, workspace); });
-        };
-        return solved(query_.layout(), n.layout, to_zoo_, block_score, workspace);
+    double exact_to_query(const Network& n, Workspace& workspace) {
+        if (has_blocks(n.layout)) score_to_query(n, workspace);
+        return solved(n.layout, query_.layout(), to_query_, [&](std::int32_t t, std::int32_t s) { return to_query_blocks_.get(s, t); }, workspace);
     }
 
-    const Layout& query_block(std::int32_t b) const { return query_.interner().blocks()[static_cast<std::size_t>(b)]; }
-    const Layout& zoo_block(std::int32_t b) const { return zoo_.interner_.blocks()[static_cast<std::size_t>(b)]; }
+    double exact_to_zoo(const Network& n, Workspace& workspace) {
+        if (has_blocks(n.layout)) score_to_zoo(n, workspace);
+        return solved(query_.layout(), n.layout, to_zoo_, [&](std::int32_t t, std::int32_t s) { return to_zoo_blocks_.get(t, s); }, workspace);
+    }
+
+    // Scores of the network's blocks as sources for the query's.
+    void score_to_query(const Network& n, Workspace& workspace) {
+        std::vector<std::int32_t> missing;
+        for (const std::int32_t b : blocks_of(n))
+            if (!to_query_blocks_.known(b)) missing.push_back(b);
+        std::ranges::sort(missing);
+        missing.erase(std::ranges::unique(missing).begin(), missing.end());
+        Sources sources;
+        for (std::size_t x = 0; x < missing.size(); ++x) sources.add(static_cast<std::int32_t>(x), block_members(missing[x], zoo_.interner_), zoo_.interner_);
+        sources.close(zoo_.interner_);
+        const std::vector<Layout>& targets = query_.interner().blocks();
+        std::vector<double> scores(targets.size() * missing.size());
+        for (std::size_t t = 0; t < targets.size(); ++t) sources.solve(targets[t], to_query_, no_blocks, workspace, scores.data() + t * missing.size());
+        std::vector<double> row(targets.size());
+        for (std::size_t x = 0; x < missing.size(); ++x) {
+            for (std::size_t t = 0; t < targets.size(); ++t) row[t] = scores[t * missing.size() + x];
+            to_query_blocks_.set(missing[x], row.data());
+        }
+    }
+
+    // Scores of the query's blocks as sources for the network's.
+    void score_to_zoo(const Network& n, Workspace& workspace) {
+        std::vector<double> row(query_.interner().blocks().size());
+        for (const std::int32_t b : blocks_of(n)) {
+            if (to_zoo_blocks_.known(b)) continue;
+            query_sources_.solve(zoo_.interner_.blocks()[static_cast<std::size_t>(b)], to_zoo_, no_blocks, workspace, row.data());
+            to_zoo_blocks_.set(b, row.data());
+        }
+    }
 
     const Zoo& zoo_;
     const Sequence& query_;
     const std::size_t k_;
     const Similarity similarity_;
     std::vector<Workspace>& workspaces_;
-    const unsigned workers_;
     const LayerScores to_query_;  // [query layer][zoo layer]
     const LayerScores to_zoo_;    // [zoo layer][query layer]
-    const LazyScores query_blocks_, zoo_blocks_;
-    std::vector<LayerCount> query_layers_;
-    std::vector<std::int32_t> query_count_;   // [zoo class] scored layers of the query
-    std::vector<std::vector<double>> best_;  // [zoo class][member] best score of any query layer
+    const Bounds bounds_;
+    BlockTable to_query_blocks_, to_zoo_blocks_;  // [zoo block][query block]
+    BlockTable block_bounds_;                     // the same, twice as wide: on the first, then on the second
+    Sources query_sources_;                       // blocks
 
-    std::mutex mutex_;
-    std::vector<Neighbour> found_;
+    std::vector<Candidate> candidates_;  // each is changed by the worker that has taken it
+
+    std::mutex mutex_;  // of all below
+    std::vector<Waiting> waiting_;  // a heap
+    std::vector<Neighbour> found_;  // a heap
     std::size_t aligned_ = 0;
-    std::atomic<double> bar_{-1.0};
 };
 
 std::vector<Neighbour> Zoo::nearest(const Sequence& query, std::size_t k, Similarity similarity, const Run& run, std::size_t* aligned) const {

@@ -4,10 +4,11 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "dispatch.hpp"
 #include "parallel.hpp"
-#include "problem.hpp"
+#include "sources.hpp"
 
 namespace pyassemble {
 
@@ -63,6 +64,10 @@ void Zoo::extend(const Tables& tables) {
         for (const std::int32_t layer : part(tables.block_layers, tables.block_offsets, b))
             ids.push_back(layer < 0 ? Interner::kUnscored : layer_ids_[static_cast<std::size_t>(layer)]);
         block_ids_.push_back(interner_.block(ids));
+        if (static_cast<std::size_t>(block_ids_.back()) == block_layers_.size()) {
+            const std::int32_t block = kFirstBlock - block_ids_.back();
+            block_layers_.push_back(count_layers({&block, 1}, interner_));
+        }
     }
     for (std::size_t n = 0; n + 1 < tables.network_offsets.size(); ++n) {
         ids.clear();
@@ -75,23 +80,6 @@ void Zoo::extend(const Tables& tables) {
         add_network(ids);
     }
 }
-
-namespace {
-
-// Elements as members of a layout, interned in `interner`.
-std::vector<Interner::Layer> members(std::span<const std::int32_t> elements, const Interner& interner) {
-    std::vector<Interner::Layer> found;
-    found.reserve(elements.size());
-    for (const std::int32_t e : elements) {
-        if (e >= 0)
-            found.push_back(interner[e]);
-        else
-            found.push_back(e == Interner::kUnscored ? Interner::Layer{Interner::kUnscored, 0} : Interner::Layer{Interner::kBlocks, Zoo::kFirstBlock - e});
-    }
-    return found;
-}
-
-}  // namespace
 
 void Zoo::add_network(std::span<const std::int32_t> elements) {
     const auto number = static_cast<std::int32_t>(networks_.size());
@@ -117,20 +105,21 @@ void Zoo::add_network(std::span<const std::int32_t> elements) {
 
 std::vector<LayerCount> count_layers(std::span<const std::int32_t> elements, const Interner& interner) {
     std::vector<LayerCount> counts;
-    const auto add = [&](std::int32_t layer) {
-        if (layer >= 0) counts.push_back({interner[layer].klass, interner[layer].member, 1});
+    const auto add = [&](bool in_block, std::int32_t layer) {
+        if (layer >= 0) counts.push_back({in_block, interner[layer].klass, interner[layer].member, 1});
     };
     for (const std::int32_t e : elements) {
         if (e > Zoo::kFirstBlock) {
-            add(e);
+            add(false, e);
             continue;
         }
-        for (const std::int64_t layer : interner.block_key(Zoo::kFirstBlock - e)) add(static_cast<std::int32_t>(layer));
+        for (const std::int64_t layer : interner.block_key(Zoo::kFirstBlock - e)) add(true, static_cast<std::int32_t>(layer));
     }
-    std::ranges::sort(counts, [](const LayerCount& a, const LayerCount& b) { return a.klass != b.klass ? a.klass < b.klass : a.member < b.member; });
+    const auto key = [](const LayerCount& c) { return std::tuple(c.in_block, c.klass, c.member); };
+    std::ranges::sort(counts, {}, key);
     std::size_t kept = 0;
     for (const LayerCount& c : counts) {
-        if (kept > 0 && counts[kept - 1].klass == c.klass && counts[kept - 1].member == c.member)
+        if (kept > 0 && key(counts[kept - 1]) == key(c))
             ++counts[kept - 1].count;
         else
             counts[kept++] = c;
@@ -138,55 +127,6 @@ std::vector<LayerCount> count_layers(std::span<const std::int32_t> elements, con
     counts.resize(kept);
     return counts;
 }
-
-namespace {
-
-// Blocks, or networks, as sources side by side: some together are one problem of the recurrence.
-class Sources {
-public:
-    // `number` says where the value of this source goes.
-    void add(std::int32_t number, std::span<const Interner::Layer> members, const Interner& interner) {
-        if (members_.size() + members.size() > kColumns) close(interner);
-        numbers_.push_back(number);
-        starts_.push_back(static_cast<std::int32_t>(members_.size()));
-        members_.insert(members_.end(), members.begin(), members.end());
-    }
-
-    // To be called after the last add().
-    void close(const Interner& interner) {
-        if (!numbers_.empty()) chunks_.push_back({interner.layout(members_), std::move(starts_), std::move(numbers_)});
-        members_.clear();
-        starts_.clear();
-        numbers_.clear();
-    }
-
-    // values[number] = D(source -> target) of each.
-    template <class BlockScore>
-    void solve(const Layout& target, const LayerScores& layers, const BlockScore& block_score, Workspace& workspace, double* values) const {
-        std::vector<double> found;
-        for (const Chunk& chunk : chunks_) {
-            const Arena::Scope scope(workspace.arena);
-            found.resize(chunk.numbers.size());
-            solve_each(make_problem(chunk.layout, target, layers, block_score, workspace, chunk.starts), Arithmetic::fast, workspace, found.data());
-            for (std::size_t i = 0; i < found.size(); ++i) values[chunk.numbers[i]] = found[i];
-        }
-    }
-
-private:
-    // Columns of one problem: enough that the cost of a row does not show, few enough for the first-level cache.
-    static constexpr std::size_t kColumns = 512;
-
-    struct Chunk {
-        Layout layout;
-        std::vector<std::int32_t> starts;
-        std::vector<std::int32_t> numbers;
-    };
-    std::vector<Chunk> chunks_;
-    std::vector<Interner::Layer> members_;
-    std::vector<std::int32_t> starts_, numbers_;
-};
-
-}  // namespace
 
 // Target networks that are scored against the whole zoo together, and what they share.
 class Zoo::Batch {
@@ -282,11 +222,7 @@ void Zoo::directed_rows(std::int32_t first, std::int32_t last, double* out, std:
             to[j] = target.scored == 0 ? 0.0 : row[static_cast<std::size_t>(networks_[j].original)] / static_cast<double>(target.scored);
     };
     Sources blocks, networks;
-    for (std::int32_t b = 0; b < this->blocks(); ++b) {
-        std::vector<std::int32_t> layers;
-        for (const std::int64_t layer : interner_.block_key(b)) layers.push_back(static_cast<std::int32_t>(layer));
-        blocks.add(b, members(layers, interner_), interner_);
-    }
+    for (std::int32_t b = 0; b < this->blocks(); ++b) blocks.add(b, block_members(b, interner_), interner_);
     blocks.close(interner_);
     for (std::int32_t j = 0; j < size(); ++j) {
         const Network& network = networks_[static_cast<std::size_t>(j)];

@@ -26,14 +26,15 @@ struct Neighbour {
     double similarity;
 };
 
-// How often a layer occurs in a network.
+// How often a layer occurs in a network, inside of blocks or outside of them.
 struct LayerCount {
+    bool in_block;
     std::int32_t klass;
     std::int32_t member;
     std::int32_t count;
 };
 
-// Distinct scored layers of a network, sorted by class and member. Elements as in Zoo::Tables, numbered by the interner.
+// Distinct scored layers, sorted by place, class and member. Elements as in Zoo::Tables, numbered by the interner.
 std::vector<LayerCount> count_layers(std::span<const std::int32_t> elements, const Interner& interner);
 
 std::vector<Workspace> make_workspaces(const Run& run);
@@ -87,6 +88,7 @@ private:
     Interner interner_;
     std::vector<std::int32_t> layer_ids_;  // [number in the tables]: interned
     std::vector<std::int32_t> block_ids_;
+    std::vector<std::vector<LayerCount>> block_layers_;  // [interned block]
     KeyTable network_keys_;
     std::vector<std::int32_t> last_equal_;  // [network key]
     std::vector<Network> networks_;
