@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # L0, section 4; Merging
 
-UNIT = 8192  # elements that one thread of the CPU takes at a time: 32 KiB of float32, within a core's own cache
+UNIT = 1024  # elements that one thread of the CPU takes at a time: 4 KiB of float32, a small part of its first cache
 LONG = 1024  # elements of channels-last memory that are handled as one row: short rows cost more than their elements
-RUN = 4096  # elements summed in float32 before the sum goes on in float64
-ROWS = 8  # the same for sums that run over rows of channels, which have no lanes to spread over
+UNITS = 64  # times as much with channels inside, where every unit has sums of its own for all channels
+ROWS = 8  # rows of channels summed in float32 before the sum goes on in float64
 
 TILE = 2048  # elements of a Triton program's tile; neither number has been tuned on a GPU
 TILES = 8  # tiles along which one program of the backward pass sums
@@ -201,9 +201,6 @@ def _cpu_forward_channels(
     staged = buffer()
     for n in range(start, stop):
         first, end = n * together, min(samples * outer, (n + 1) * together)
-        low, high = first * channels, end * channels
-        place = y_address + low * like.itemsize
-        out = elements(staged if streamed else place, high - low, like)
         while first < end:
             last = min(end, (first // outer + 1) * outer)
             if first // outer != drawn:
@@ -212,10 +209,11 @@ def _cpu_forward_channels(
                 _repeat(gates, channels)
             for r in range(first, last, repeat):
                 i, j = r * channels, min(last, r + repeat) * channels
-                _scale_each(out[i - low : j - low], x[i:j], gates)
+                place = y_address + i * like.itemsize
+                _scale_each(elements(staged if streamed else place, j - i, like), x[i:j], gates)
+                if streamed:
+                    stream(place, staged, (j - i) * like.itemsize)
             first = last
-        if streamed:
-            stream(place, staged, (high - low) * like.itemsize)
     finish()
 
 
@@ -229,7 +227,7 @@ def _repeat(gates: Any, period: Any) -> None:
 def _cpu_backward_rows(
     start: Any, stop: Any, sums: Any, like: Any, wide: Any, dx_address: Any, dy_address: Any, x_address: Any,
     loc: Any, seed: Any, offset: Any, beta: Any, gamma: Any, zeta: Any,
-    outer: Any, row: Any, together: Any, unit: Any, run: Any, streamed: Any,
+    outer: Any, row: Any, together: Any, unit: Any, streamed: Any,
 ) -> None:  # fmt: skip
     """Sums over space times the slopes, (rows, parts of a row). Units as in the forward pass."""
     channels = loc.size
@@ -251,12 +249,8 @@ def _cpu_backward_rows(
                 drawn = r // (outer * channels)
                 _draw_gates(gate, slope, odds, drawn, loc, seed, offset, beta, gamma, zeta)
             c = r % channels
-            total = 0.0
-            for begin in range(0, size, run):
-                i, j = (r - first) * size + begin, (r - first) * size + min(size, begin + run)
-                total += np.float64(
-                    _scale_and_dot(out[i:j], dy[low + i : low + j], x[low + i : low + j], gate[c], zero)
-                )
+            i, j = (r - first) * size, (r - first + 1) * size
+            total = np.float64(_scale_and_dot(out[i:j], dy[low + i : low + j], x[low + i : low + j], gate[c], zero))
             # Where the gate is cut off, not even NaN in x or dy counts, as in clamp.
             sums[r, n % parts] = slope[c] * total if slope[c] != 0.0 else 0.0
         if streamed:
@@ -281,9 +275,6 @@ def _cpu_backward_channels(
     staged = buffer()
     for n in range(start, stop):
         first, end = n * together, min(samples * outer, (n + 1) * together)
-        low, high = first * channels, end * channels
-        place = dx_address + low * like.itemsize
-        out = elements(staged if streamed else place, high - low, like)
         while first < end:
             last = min(end, (first // outer + 1) * outer)
             if first // outer != drawn:
@@ -293,14 +284,16 @@ def _cpu_backward_channels(
             for begin in range(first, last, repeat * most):
                 for r in range(begin, min(last, begin + repeat * most), repeat):
                     i, j = r * channels, min(last, r + repeat) * channels
-                    _scale_and_multiply_add(out[i - low : j - low], short, dy[i:j], x[i:j], gates)
+                    place = dx_address + i * like.itemsize
+                    out = elements(staged if streamed else place, j - i, like)
+                    _scale_and_multiply_add(out, short, dy[i:j], x[i:j], gates)
+                    if streamed:
+                        stream(place, staged, (j - i) * like.itemsize)
                 _move_sums(totals, short)
             for c in range(channels):
                 sums[n, c] += slope[c] * totals[c] if slope[c] != 0.0 else 0.0
                 totals[c] = 0.0
             first = last
-        if streamed:
-            stream(place, staged, (high - low) * like.itemsize)
     finish()
 
 
@@ -341,7 +334,7 @@ def _cpu_backward(
         parallel.launch(*launch)
         return torch.from_numpy(sums.sum(0))
     sums = np.empty((shape.batch * shape.outer * shape.channels, -(-shape.inner // UNIT)))
-    parallel.launch(_cpu_backward_rows, units, work, sums, *arrays, shape.outer, *cut, RUN, streamed)
+    parallel.launch(_cpu_backward_rows, units, work, sums, *arrays, shape.outer, *cut, streamed)
     return torch.from_numpy(sums.reshape(-1, shape.channels, sums.shape[1]).sum((0, 2)))
 
 
@@ -351,21 +344,21 @@ def _wide(x: torch.Tensor) -> Any:
 
 
 def _units(shape: Layout) -> tuple[int, int, int, tuple[int, ...]]:
-    """Number of units, their elements and work, and how they are cut.
+    """Number of units, the elements that are handled at once, a unit's work in elements, and how units are cut.
 
     With channels inside, that is rows of all channels to a unit, and rows of one sample handled as one; with space
     inside, a row's length, rows to a unit, and elements to a unit: a long row is several units.
     """
-    gates = 4 * UNIT // (shape.outer * shape.inner)  # a gate costs as much as some elements
+    gate = 4 / (shape.outer * shape.inner)  # per element; a gate costs as much as some elements
     if shape.inner == 1:
-        together = max(1, UNIT // shape.channels)
+        together = max(1, UNITS * UNIT // shape.channels)
         repeat = max(1, min(LONG // shape.channels, shape.outer, together))
-        size = together * shape.channels
-        return -(-shape.batch * shape.outer // together), size, size + gates, (together, repeat)
+        work = round(together * shape.channels * (1 + gate))
+        return -(-shape.batch * shape.outer // together), repeat * shape.channels, work, (together, repeat)
     together = max(1, UNIT // shape.inner)
     rows = shape.batch * shape.outer * shape.channels
     units = -(-rows // together) * -(-shape.inner // UNIT)
-    return units, UNIT, UNIT + gates, (shape.inner, together, UNIT)
+    return units, UNIT, round(UNIT * (1 + gate)), (shape.inner, together, UNIT)
 
 
 # -- CUDA --------------------------------------------------------------------------------------------------------------
