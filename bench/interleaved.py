@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import random
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,11 @@ def medians(functions: Mapping[str, Callable[[], Any]], device: str, rounds: int
         function()
         function()
     taken: dict[str, list[float]] = {name: [] for name in functions}
+    order = random.Random(0)
     for _ in range(rounds):
-        for name, function in functions.items():
-            taken[name].append(_seconds(function, device))
+        # In a fixed order each would always find in the caches what the same one left there.
+        for name in order.sample(list(functions), len(functions)):
+            taken[name].append(_seconds(functions[name], device))
     return {name: statistics.median(times) for name, times in taken.items()}
 
 

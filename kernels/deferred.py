@@ -63,17 +63,18 @@ def _bind(module: str, namespace: dict[str, Any], compiler: Compiler) -> None:
             namespace[name] = value._decorated()
 
 
-def numba_jit(*, reassociate: bool = False) -> Callable[[Callable[..., Any]], Any]:
+def numba_jit(*, reassociate: bool = False, inline: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Compile with numba for the CPU, the machine code cached on disk where a folder for it can be written.
 
     Args:
         reassociate: Additions may be reordered, which vectorizes a sum. Nothing else of IEEE 754 is given up: NaN and
             infinity stay what they are.
+        inline: Becomes part of each caller, whatever its length: a loop that calls a function is not vectorized.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         numba = importlib.import_module("numba")
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inline}
         if reassociate:
             options["fastmath"] = {"reassoc"}
         try:

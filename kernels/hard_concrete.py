@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # L0, section 4; Merging
 
-UNIT = 8192  # elements that one thread of the CPU takes at a time: 32 KiB of float32, within a core's own cache
+UNIT = 1024  # elements that one thread of the CPU takes at a time: 4 KiB of float32, a small part of its first cache
 LONG = 1024  # elements of channels-last memory that are handled as one row: short rows cost more than their elements
-RUN = 4096  # elements summed in float32 before the sum goes on in float64
-ROWS = 8  # the same for sums that run over rows of channels, which have no lanes to spread over
+UNITS = 64  # times as much with channels inside, where every unit has sums of its own for all channels
+ROWS = 8  # rows of channels summed in float32 before the sum goes on in float64
 
 TILE = 2048  # elements of a Triton program's tile; neither number has been tuned on a GPU
 TILES = 8  # tiles along which one program of the backward pass sums
@@ -97,32 +97,34 @@ def _over_channels(gate: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:
 
 
 @numba_jit()
-def _cpu_table(
-    start: Any, stop: Any, gate: Any, slope: Any, loc: Any, seed: Any, offset: Any, beta: Any, gamma: Any, zeta: Any
+def _draw_gates(
+    gate: Any, slope: Any, odds: Any, sample: Any, loc: Any, seed: Any, offset: Any, beta: Any, gamma: Any, zeta: Any
 ) -> None:
-    """Gates (B, C) and their derivatives by loc, which are zero where the gate is cut off. Unit: a sample.
+    """Gates (C,) of one sample, and their derivatives by loc unless ``slope`` is empty: zero where a gate is cut off.
 
-    Step by step along a row of slopes, without branches: nobody predicts which gates are cut off.
+    Step by step along ``odds``, which has room for whole blocks of draws, and without branches: nobody predicts which
+    gates are cut off.
     """
-    channels = gate.shape[1]
-    for sample in range(start, stop):
-        row = slope[sample]
-        number = np.uint64(sample) + np.uint64(offset)
-        for block in range((channels + 3) // 4):
-            words = numba_words(seed, block, number & np.uint64(0xFFFFFFFF), number >> np.uint64(32), philox.GATE)
-            for place in range(min(4, channels - 4 * block)):
-                row[4 * block + place] = numba_uniform(words[place])
-        for c in range(channels):
-            row[c] = math.log(row[c] / (1.0 - row[c]))
-        for c in range(channels):
-            row[c] = math.exp(-(row[c] + loc[c]) / beta)
-        for c in range(channels):
-            s = 1.0 / (1.0 + row[c])
-            stretched = s * (zeta - gamma) + gamma
-            g = 0.0 if stretched < 0.0 else stretched  # NaN stays
-            g = 1.0 if g > 1.0 else g
-            gate[sample, c] = g
-            row[c] = (1.0 if g == stretched else 0.0) * s * (1.0 - s) * (zeta - gamma) / beta
+    number = np.uint64(sample) + np.uint64(offset)
+    low, high = number & np.uint64(0xFFFFFFFF), number >> np.uint64(32)
+    for block in range(odds.size // 4):
+        words = numba_words(seed, block, low, high, philox.GATE)
+        odds[4 * block] = numba_uniform(words[0])
+        odds[4 * block + 1] = numba_uniform(words[1])
+        odds[4 * block + 2] = numba_uniform(words[2])
+        odds[4 * block + 3] = numba_uniform(words[3])
+    for c in range(gate.size):
+        odds[c] = math.log(odds[c] / (1.0 - odds[c]))
+    for c in range(gate.size):
+        odds[c] = math.exp(-(odds[c] + loc[c]) / beta)
+    for c in range(gate.size):
+        stretched = 1.0 / (1.0 + odds[c]) * (zeta - gamma) + gamma
+        g = 0.0 if stretched < 0.0 else stretched  # NaN stays
+        gate[c] = 1.0 if g > 1.0 else g
+    for c in range(slope.size):
+        s = 1.0 / (1.0 + odds[c])
+        stretched = s * (zeta - gamma) + gamma
+        slope[c] = (1.0 if 0.0 <= stretched <= 1.0 else 0.0) * s * (1.0 - s) * (zeta - gamma) / beta
 
 
 @numba_jit()
@@ -157,13 +159,15 @@ def _scale_and_multiply_add(dx: Any, sums: Any, dy: Any, x: Any, gates: Any) -> 
 
 @numba_jit()
 def _cpu_forward_rows(
-    start: Any, stop: Any, like: Any, y_address: Any, x_address: Any, gate: Any, outer: Any, row: Any, together: Any,
-    unit: Any, streamed: Any,
+    start: Any, stop: Any, like: Any, wide: Any, y_address: Any, x_address: Any, loc: Any, seed: Any, offset: Any,
+    beta: Any, gamma: Any, zeta: Any, samples: Any, outer: Any, row: Any, together: Any, unit: Any, streamed: Any,
 ) -> None:  # fmt: skip
     """Space inside: rows of one channel each. Unit: several rows, or a part of one."""
-    samples, channels = gate.shape
+    channels = loc.size
     rows = samples * outer * channels
     x = elements(x_address, rows * row, like)
+    gate, slope, odds = np.empty(channels, wide.dtype), np.empty(0), np.empty((channels + 3) // 4 * 4)
+    drawn = -1
     parts = (row + unit - 1) // unit
     staged = buffer()
     for n in range(start, stop):
@@ -174,8 +178,11 @@ def _cpu_forward_rows(
         place = y_address + low * like.itemsize
         out = elements(staged if streamed else place, high - low, like)
         for r in range(first, last):
+            if r // (outer * channels) != drawn:
+                drawn = r // (outer * channels)
+                _draw_gates(gate, slope, odds, drawn, loc, seed, offset, beta, gamma, zeta)
             i = (r - first) * size
-            _scale(out[i : i + size], x[low + i : low + i + size], gate[r // (outer * channels), r % channels])
+            _scale(out[i : i + size], x[low + i : low + i + size], gate[r % channels])
         if streamed:
             stream(place, staged, (high - low) * like.itemsize)
     finish()
@@ -183,48 +190,52 @@ def _cpu_forward_rows(
 
 @numba_jit()
 def _cpu_forward_channels(
-    start: Any, stop: Any, like: Any, y_address: Any, x_address: Any, gate: Any, outer: Any, together: Any,
-    repeat: Any, streamed: Any,
+    start: Any, stop: Any, like: Any, wide: Any, y_address: Any, x_address: Any, loc: Any, seed: Any, offset: Any,
+    beta: Any, gamma: Any, zeta: Any, samples: Any, outer: Any, together: Any, repeat: Any, streamed: Any,
 ) -> None:  # fmt: skip
     """Channels inside. Unit: several rows of all channels; some of one sample are handled as one long row."""
-    samples, channels = gate.shape
+    channels = loc.size
     x = elements(x_address, samples * outer * channels, like)
-    gates = np.empty(repeat * channels, gate.dtype)
+    gates, slope, odds = np.empty(repeat * channels, wide.dtype), np.empty(0), np.empty((channels + 3) // 4 * 4)
+    drawn = -1
     staged = buffer()
     for n in range(start, stop):
         first, end = n * together, min(samples * outer, (n + 1) * together)
-        low, high = first * channels, end * channels
-        place = y_address + low * like.itemsize
-        out = elements(staged if streamed else place, high - low, like)
         while first < end:
             last = min(end, (first // outer + 1) * outer)
-            _repeat(gates, gate[first // outer], min(repeat, last - first))
+            if first // outer != drawn:
+                drawn = first // outer
+                _draw_gates(gates[:channels], slope, odds, drawn, loc, seed, offset, beta, gamma, zeta)
+                _repeat(gates, channels)
             for r in range(first, last, repeat):
                 i, j = r * channels, min(last, r + repeat) * channels
-                _scale_each(out[i - low : j - low], x[i:j], gates)
+                place = y_address + i * like.itemsize
+                _scale_each(elements(staged if streamed else place, j - i, like), x[i:j], gates)
+                if streamed:
+                    stream(place, staged, (j - i) * like.itemsize)
             first = last
-        if streamed:
-            stream(place, staged, (high - low) * like.itemsize)
     finish()
 
 
 @numba_jit()
-def _repeat(gates: Any, gate: Any, times: Any) -> None:
-    for k in range(times):
-        for c in range(gate.size):
-            gates[k * gate.size + c] = gate[c]
+def _repeat(gates: Any, period: Any) -> None:
+    for i in range(period, gates.size):
+        gates[i] = gates[i - period]
 
 
 @numba_jit()
 def _cpu_backward_rows(
-    start: Any, stop: Any, sums: Any, like: Any, dx_address: Any, dy_address: Any, x_address: Any, gate: Any,
-    outer: Any, row: Any, together: Any, unit: Any, run: Any, streamed: Any,
+    start: Any, stop: Any, sums: Any, like: Any, wide: Any, dx_address: Any, dy_address: Any, x_address: Any,
+    loc: Any, seed: Any, offset: Any, beta: Any, gamma: Any, zeta: Any,
+    outer: Any, row: Any, together: Any, unit: Any, streamed: Any,
 ) -> None:  # fmt: skip
-    """Sums over space, (rows, parts of a row). Units as in the forward pass."""
-    channels = gate.shape[1]
+    """Sums over space times the slopes, (rows, parts of a row). Units as in the forward pass."""
+    channels = loc.size
     rows, parts = sums.shape
     dy, x = elements(dy_address, rows * row, like), elements(x_address, rows * row, like)
-    zero = gate.dtype.type(0)
+    gate, slope, odds = np.empty(channels, wide.dtype), np.empty(channels), np.empty((channels + 3) // 4 * 4)
+    drawn = -1
+    zero = wide.dtype.type(0)
     staged = buffer()
     for n in range(start, stop):
         first, last = n // parts * together, min(rows, (n // parts + 1) * together)
@@ -234,61 +245,55 @@ def _cpu_backward_rows(
         place = dx_address + low * like.itemsize
         out = elements(staged if streamed else place, high - low, like)
         for r in range(first, last):
-            g = gate[r // (outer * channels), r % channels]
-            total = 0.0
-            for begin in range(0, size, run):
-                i, j = (r - first) * size + begin, (r - first) * size + min(size, begin + run)
-                total += np.float64(_scale_and_dot(out[i:j], dy[low + i : low + j], x[low + i : low + j], g, zero))
-            sums[r, n % parts] = total
+            if r // (outer * channels) != drawn:
+                drawn = r // (outer * channels)
+                _draw_gates(gate, slope, odds, drawn, loc, seed, offset, beta, gamma, zeta)
+            c = r % channels
+            i, j = (r - first) * size, (r - first + 1) * size
+            total = np.float64(_scale_and_dot(out[i:j], dy[low + i : low + j], x[low + i : low + j], gate[c], zero))
+            # Where the gate is cut off, not even NaN in x or dy counts, as in clamp.
+            sums[r, n % parts] = slope[c] * total if slope[c] != 0.0 else 0.0
         if streamed:
             stream(place, staged, (high - low) * like.itemsize)
     finish()
 
 
 @numba_jit()
-def _cpu_add_rows(dloc: Any, sums: Any, slope: Any, outer: Any) -> None:
-    channels = slope.shape[1]
-    for r in range(sums.shape[0]):
-        c = r % channels
-        d = slope[r // (outer * channels), c]
-        if d != 0.0:  # where the gate is cut off, not even NaN in x or dy counts, as in clamp
-            for part in range(sums.shape[1]):
-                dloc[c] += d * sums[r, part]
-
-
-@numba_jit()
 def _cpu_backward_channels(
-    start: Any, stop: Any, sums: Any, like: Any, dx_address: Any, dy_address: Any, x_address: Any, gate: Any,
-    slope: Any, outer: Any, together: Any, repeat: Any, most: Any, streamed: Any,
+    start: Any, stop: Any, sums: Any, like: Any, wide: Any, dx_address: Any, dy_address: Any, x_address: Any,
+    loc: Any, seed: Any, offset: Any, beta: Any, gamma: Any, zeta: Any, samples: Any, outer: Any, together: Any,
+    repeat: Any, most: Any, streamed: Any,
 ) -> None:  # fmt: skip
     """Sums over space times the slopes, (units, C). Units as in the forward pass."""
-    samples, channels = gate.shape
+    channels = loc.size
     size = samples * outer * channels
     dy, x = elements(dy_address, size, like), elements(x_address, size, like)
-    gates = np.empty(repeat * channels, gate.dtype)
-    short = np.zeros(repeat * channels, gate.dtype)
+    gates, slope, odds = np.empty(repeat * channels, wide.dtype), np.empty(channels), np.empty((channels + 3) // 4 * 4)
+    drawn = -1
+    short = np.zeros(repeat * channels, wide.dtype)
     totals = np.zeros(channels)
     staged = buffer()
     for n in range(start, stop):
         first, end = n * together, min(samples * outer, (n + 1) * together)
-        low, high = first * channels, end * channels
-        place = dx_address + low * like.itemsize
-        out = elements(staged if streamed else place, high - low, like)
         while first < end:
-            sample, last = first // outer, min(end, (first // outer + 1) * outer)
-            _repeat(gates, gate[sample], min(repeat, last - first))
+            last = min(end, (first // outer + 1) * outer)
+            if first // outer != drawn:
+                drawn = first // outer
+                _draw_gates(gates[:channels], slope, odds, drawn, loc, seed, offset, beta, gamma, zeta)
+                _repeat(gates, channels)
             for begin in range(first, last, repeat * most):
                 for r in range(begin, min(last, begin + repeat * most), repeat):
                     i, j = r * channels, min(last, r + repeat) * channels
-                    _scale_and_multiply_add(out[i - low : j - low], short, dy[i:j], x[i:j], gates)
+                    place = dx_address + i * like.itemsize
+                    out = elements(staged if streamed else place, j - i, like)
+                    _scale_and_multiply_add(out, short, dy[i:j], x[i:j], gates)
+                    if streamed:
+                        stream(place, staged, (j - i) * like.itemsize)
                 _move_sums(totals, short)
             for c in range(channels):
-                d = slope[sample, c]
-                sums[n, c] += d * totals[c] if d != 0.0 else 0.0
+                sums[n, c] += slope[c] * totals[c] if slope[c] != 0.0 else 0.0
                 totals[c] = 0.0
             first = last
-        if streamed:
-            stream(place, staged, (high - low) * like.itemsize)
     finish()
 
 
@@ -300,71 +305,60 @@ def _move_sums(totals: Any, short: Any) -> None:
             short[low + c] = 0
 
 
-def _cpu_gates(x: torch.Tensor, loc: torch.Tensor, draw: _Draw) -> tuple[Any, Any]:
-    wide = x.dtype is torch.float64
-    gate = np.empty((x.shape[0], loc.shape[0]), np.float64 if wide else np.float32)
-    slope = np.empty(gate.shape, np.float64)
+def _cpu_draw(x: torch.Tensor, loc: torch.Tensor, draw: _Draw) -> tuple[Any, ...]:
+    """What the kernels draw gates from."""
     seed = draw.seed if draw.seed_tensor is None else int(draw.seed_tensor)
     values = np.ascontiguousarray(loc.detach().to(torch.float64).numpy())
-    numbers = seed, draw.sample_offset, draw.beta, draw.gamma, draw.zeta
-    # A gate costs as much as some elements.
-    parallel.launch(_cpu_table, gate.shape[0], 4 * gate.shape[1], gate, slope, values, *numbers)
-    return gate, slope
+    return values, seed, draw.sample_offset, draw.beta, draw.gamma, draw.zeta
 
 
 def _cpu_forward(y: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, shape: Layout, draw: _Draw) -> None:
-    gate, _ = _cpu_gates(x, loc, draw)
-    arrays = ELEMENTS[x.dtype], y.data_ptr(), x.data_ptr(), gate, shape.outer
-    if shape.inner == 1:
-        together, repeat, units = _units_of_channels(shape)
-        size = together * shape.channels
-        streamed = worthwhile(size, y, x)
-        parallel.launch(_cpu_forward_channels, units, size, *arrays, together, repeat, streamed)
-    else:
-        together, units = _units_of_rows(shape)
-        streamed = worthwhile(UNIT, y, x)
-        parallel.launch(_cpu_forward_rows, units, UNIT, *arrays, shape.inner, together, UNIT, streamed)
+    units, size, work, cut = _units(shape)
+    kernel = _cpu_forward_channels if shape.inner == 1 else _cpu_forward_rows
+    parallel.launch(
+        kernel, units, work,
+        ELEMENTS[x.dtype], _wide(x), y.data_ptr(), x.data_ptr(), *_cpu_draw(x, loc, draw),
+        shape.batch, shape.outer, *cut, worthwhile(size, y, x),
+    )  # fmt: skip
 
 
 def _cpu_backward(
     dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, shape: Layout, draw: _Draw
 ) -> torch.Tensor:
-    gate, slope = _cpu_gates(x, loc, draw)
-    arrays = ELEMENTS[x.dtype], dx.data_ptr(), dy.data_ptr(), x.data_ptr(), gate
+    units, size, work, cut = _units(shape)
+    streamed = worthwhile(size, dx, dy, x)
+    arrays = ELEMENTS[x.dtype], _wide(x), dx.data_ptr(), dy.data_ptr(), x.data_ptr(), *_cpu_draw(x, loc, draw)
     if shape.inner == 1:
-        together, repeat, units = _units_of_channels(shape)
-        size = together * shape.channels
-        streamed = worthwhile(size, dx, dy, x)
         sums = np.zeros((units, shape.channels))
-        parallel.launch(
-            _cpu_backward_channels, units, size,
-            sums, *arrays, slope, shape.outer, together, repeat, ROWS, streamed,
-        )  # fmt: skip
+        launch = _cpu_backward_channels, units, work, sums, *arrays, shape.batch, shape.outer, *cut, ROWS, streamed
+        parallel.launch(*launch)
         return torch.from_numpy(sums.sum(0))
-    together, units = _units_of_rows(shape)
-    streamed = worthwhile(UNIT, dx, dy, x)
     sums = np.empty((shape.batch * shape.outer * shape.channels, -(-shape.inner // UNIT)))
-    parallel.launch(
-        _cpu_backward_rows, units, UNIT,
-        sums, *arrays, shape.outer, shape.inner, together, UNIT, RUN, streamed,
-    )  # fmt: skip
-    dloc = np.zeros(shape.channels)
-    _cpu_add_rows(dloc, sums, slope, shape.outer)
-    return torch.from_numpy(dloc)
+    parallel.launch(_cpu_backward_rows, units, work, sums, *arrays, shape.outer, *cut, streamed)
+    return torch.from_numpy(sums.reshape(-1, shape.channels, sums.shape[1]).sum((0, 2)))
 
 
-def _units_of_rows(shape: Layout) -> tuple[int, int]:
-    """Rows to a unit, and units; a long row is several units."""
+def _wide(x: torch.Tensor) -> Any:
+    """The type that is computed in, as an empty array."""
+    return ELEMENTS[torch.promote_types(x.dtype, torch.float32)]
+
+
+def _units(shape: Layout) -> tuple[int, int, int, tuple[int, ...]]:
+    """Number of units, the elements that are handled at once, a unit's work in elements, and how units are cut.
+
+    With channels inside, that is rows of all channels to a unit, and rows of one sample handled as one; with space
+    inside, a row's length, rows to a unit, and elements to a unit: a long row is several units.
+    """
+    gate = 4 / (shape.outer * shape.inner)  # per element; a gate costs as much as some elements
+    if shape.inner == 1:
+        together = max(1, UNITS * UNIT // shape.channels)
+        repeat = max(1, min(LONG // shape.channels, shape.outer, together))
+        work = round(together * shape.channels * (1 + gate))
+        return -(-shape.batch * shape.outer // together), repeat * shape.channels, work, (together, repeat)
     together = max(1, UNIT // shape.inner)
     rows = shape.batch * shape.outer * shape.channels
-    return together, -(-rows // together) * -(-shape.inner // UNIT)
-
-
-def _units_of_channels(shape: Layout) -> tuple[int, int, int]:
-    """Rows to a unit, rows of one sample handled as one, and units."""
-    together = max(1, UNIT // shape.channels)
-    repeat = max(1, min(LONG // shape.channels, shape.outer, together))
-    return together, repeat, -(-shape.batch * shape.outer // together)
+    units = -(-rows // together) * -(-shape.inner // UNIT)
+    return units, UNIT, round(UNIT * (1 + gate)), (shape.inner, together, UNIT)
 
 
 # -- CUDA --------------------------------------------------------------------------------------------------------------

@@ -26,11 +26,12 @@ from pyassemble.kernels.layout import laid_out_like, layout
 from pyassemble.kernels.memory import ELEMENTS, elements
 from pyassemble.kernels.operators import differentiable, operator
 from pyassemble.kernels.philox import numba_uniform, numba_words, triton_uniform_run
+from pyassemble.kernels.streaming import buffer, finish, stream, worthwhile
 
 if TYPE_CHECKING:
     import triton.language as tl
 
-UNIT = 1024  # blocks of four draws that one thread of the CPU takes at a time
+UNIT = 512  # blocks of four draws that one thread of the CPU takes at a time
 BLOCK = 512  # the same for a Triton program; not tuned on a GPU
 
 
@@ -43,30 +44,66 @@ def perturb_reference(x: torch.Tensor, alpha: float, u: torch.Tensor) -> torch.T
 
 
 @numba_jit()
+def _draw_noise(u: Any, seed: Any, first: Any) -> None:
+    for k in range(u.size // 4):
+        block = first + k
+        words = numba_words(seed, block & 0xFFFFFFFF, np.uint64(block) >> np.uint64(32), 0, philox.NOISE)
+        u[4 * k] = numba_uniform(words[0])
+        u[4 * k + 1] = numba_uniform(words[1])
+        u[4 * k + 2] = numba_uniform(words[2])
+        u[4 * k + 3] = numba_uniform(words[3])
+
+
+@numba_jit()
+def _add(y: Any, x: Any, alpha: Any, u: Any) -> None:
+    for i in range(x.size):
+        store(y, i, load(x, i) + alpha * u[i])
+
+
+@numba_jit()
 def _cpu_perturb(
     start: Any, stop: Any, like: Any, y_address: Any, x_address: Any, size: Any, alpha: Any, seed: Any, channels: Any,
-    space: Any, unit: Any,
+    space: Any, unit: Any, streamed: Any,
 ) -> None:  # fmt: skip
     """Unit: some blocks of four draws. Memory is (samples, space, channels), row-major order (samples, channels,
     space); where they agree, both are given as 1.
     """  # noqa: D205
     y, x = elements(y_address, size, like), elements(x_address, size, like)
-    for block in range(start * unit, min(stop * unit, (size + 3) // 4)):
-        words = numba_words(seed, block & 0xFFFFFFFF, np.uint64(block) >> np.uint64(32), 0, philox.NOISE)
-        for place in range(4):
-            i = 4 * block + place
-            if i < size:
-                if channels > 1:
-                    i += (i % space) * (channels - 1) - (i // space % channels) * (space - 1)
-                store(y, i, load(x, i) + alpha * numba_uniform(words[place]))
+    u = np.empty(4 * unit, np.float32)
+    staged = buffer()
+    for n in range(start, stop):
+        _draw_noise(u, seed, n * unit)
+        low = n * 4 * unit
+        high = min(size, low + 4 * unit)
+        if channels == 1:
+            place = y_address + low * like.itemsize
+            _add(elements(staged if streamed else place, high - low, like), x[low:high], alpha, u)
+            if streamed:
+                stream(place, staged, (high - low) * like.itemsize)
+        else:
+            s, c = low % space, low // space % channels
+            i = low // (space * channels) * space * channels + s * channels + c
+            for k in range(high - low):
+                store(y, i, load(x, i) + alpha * u[k])
+                s += 1
+                i += channels
+                if s == space:  # the next channel's first place, or the next sample's
+                    s = 0
+                    c += 1
+                    i -= space * channels - 1
+                    if c == channels:
+                        c = 0
+                        i += (space - 1) * channels
+    finish()
 
 
 def _cpu(y: torch.Tensor, x: torch.Tensor, alpha: float, seed: int, channels: int, space: int) -> None:
     scalar = np.asarray(alpha, np.float64 if x.dtype is torch.float64 else np.float32)[()]
     units = -(-x.numel() // (4 * UNIT))
     arrays = ELEMENTS[x.dtype], y.data_ptr(), x.data_ptr(), x.numel()
+    streamed = channels == 1 and worthwhile(4 * UNIT, y, x)
     # A draw costs several times what an element does elsewhere.
-    parallel.launch(_cpu_perturb, units, 16 * UNIT, *arrays, scalar, seed, channels, space, UNIT)
+    parallel.launch(_cpu_perturb, units, 16 * UNIT, *arrays, scalar, seed, channels, space, UNIT, streamed)
 
 
 # -- CUDA --------------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def noise_draws(seed: torch.Tensor | int, count: int, device: torch.device) -> t
     return uniform(torch.stack(words(seed, (blocks & _WORD, blocks >> 32, 0, NOISE)), dim=-1).flatten()[:count])
 
 
-@numba_jit()
+@numba_jit(inline=True)
 def numba_words(seed: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
     """The four words of one counter, as uint64."""
     mask = np.uint64(0xFFFFFFFF)
@@ -96,7 +96,7 @@ def numba_words(seed: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
     return c0, c1, c2, c3
 
 
-@numba_jit()
+@numba_jit(inline=True)
 def numba_uniform(word: Any) -> Any:
     """U as float32 from one word."""
     return np.float32(np.int32((word >> np.uint64(8)) | np.uint64(1))) * np.float32(2.0**-24)

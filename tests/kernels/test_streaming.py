@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyassemble.kernels import streaming
+from pyassemble.kernels import perturb, streaming
 from pyassemble.kernels.deferred import numba_jit
 from pyassemble.kernels.streaming import buffer, finish, stream
 from tests.kernels.backends import DTYPES, gate
@@ -46,6 +46,14 @@ def test_gate_is_the_same_streamed(monkeypatch: pytest.MonkeyPatch, case: str, d
     monkeypatch.setattr(streaming, "LEAST", 0)
     for a, b in zip(gate("numba", x, loc, dy, seed=7, dim=dim), expected, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_noise_is_the_same_streamed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    x = torch.randn(5, 3, 37, 41, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = perturb(x, 0.1, seed=7)
+    monkeypatch.setattr(streaming, "LEAST", 0)
+    assert torch.equal(perturb(x, 0.1, seed=7), expected)
 
 
 def test_only_large_results_that_replace_no_input_are_streamed() -> None:
