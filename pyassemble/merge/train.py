@@ -291,6 +291,8 @@ class _Run:
         groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": settings.weight_decay}]
         if gates:
             groups.append({"params": gates, "lr": settings.gate_rate, "weight_decay": 0.0})
+        # Accelerate keeps every optimizer that it has prepared, and with it another stage's network.
+        self.accelerator.free_memory()
         optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
         return self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 

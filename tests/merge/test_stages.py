@@ -339,3 +339,15 @@ def test_bad_choices() -> None:
     student.next_stage()
     with pytest.raises(pa.OutOfRangeError, match="all units are chosen"):
         student.next_stage()
+
+
+def test_optimizers_of_earlier_stages_are_let_go() -> None:
+    student = TestTraining().student()
+    seen: list[int] = []
+
+    def count(entry: dict[str, Any]) -> None:
+        gc.collect()
+        seen.append(sum(type(thing) is torch.optim.SGD for thing in gc.get_objects()))
+
+    run(student, epochs=6, after_epoch=count)
+    assert max(seen) == 1
