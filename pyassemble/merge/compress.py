@@ -71,12 +71,10 @@ def original_state(
         numbers: Kept units of each group, as many as it has units.
     """
     labels = {(site.tensor, site.dim): site.labels for site in groups.sites}
-    # Its own values remain where the wide student has none: index tables, and layers that evaluation does not use.
+    # Its own values where the wide student has none: index tables, and layers that evaluation does not use.
     state = template.state_dict()
     for name, own in state.items():
-        if name not in wide:
-            continue
-        value = wide[name]
+        value = wide.get(name, own)
         for dim, where in places.get(name, {}).items():
             index = _source_positions(labels[name, dim], where, groups, numbers)
             value = value.index_select(dim, index.to(value.device))
@@ -115,9 +113,9 @@ def with_outputs(template: nn.Module, layers: Collection[str], wide: Mapping[str
 
 
 def plain_copy(template: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A network of the original class with a given state."""
+    """A network of the original class with a given state, which it takes over without copying."""
     network = copy.deepcopy(template)
-    network.load_state_dict(state, strict=True)
+    network.load_state_dict(state, strict=True, assign=True)
     return network
 
 
@@ -131,13 +129,16 @@ def resized_state(
         small: The network to fill.
         places: Where teachers' channels lie in each wide tensor, by dimension.
     """
+    pieces = {part.name: (name, part) for name, parts in small.parts.items() for part in parts}
     state: dict[str, Tensor] = {}
-    for name in small.graph.state_dict():
+    for held in small.graph.state_dict():
+        name, part = pieces.get(held, (held, None))
         value = wide[name]
         for dim, mine in small.places.get(name, {}).items():
-            index = torch.tensor(_positions(mine, places[name][dim]))
+            wanted = mine if part is None or dim not in part.positions else mine.taken(part.positions[dim])
+            index = torch.tensor(_positions(wanted, places[name][dim]))
             value = value.index_select(dim, index.to(value.device))
-        state[name] = value.detach().clone()
+        state[held] = value.detach().clone()
     return state
 
 

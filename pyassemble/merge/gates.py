@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyassemble.kernels import gate_open_probability, hard_concrete_eval, hard_concrete_gate, hard_concrete_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 LOC_MEAN, LOC_SD = 1.0, 0.01  # Merging
 
@@ -56,6 +56,7 @@ class GateBank(nn.Module):
 
     Attributes:
         locs: ``loc`` of each group.
+        learned: Numbers of the groups whose gates are at work; those of others are 1.
         step: 0-d int64, how many draws were made; it lies on the module's device.
     """
 
@@ -68,11 +69,31 @@ class GateBank(nn.Module):
         # Draws of different seeds must not meet within a run: each has 2^40 draws of its own.
         self.register_buffer("step", torch.tensor((seed % 2**20) << 40, device=device))
         self.step: Tensor
+        self.learned = frozenset(range(len(sizes)))
         self.forced_open = False
 
     def advance(self) -> None:
         """The next forward pass draws anew."""
         self.step += 1
+
+    def sparsity_loss(self, keep: Sequence[float]) -> Tensor:
+        """Sum over the groups whose gates are at work of (r - mean P[g > 0])^2 (Merging, L_half).
+
+        Args:
+            keep: r of each group, of all.
+        """
+        chosen = sorted(self.learned)
+        if not chosen:
+            return torch.zeros((), device=self.step.device)
+        # All groups in one go: a deep network has hundreds of small ones.
+        locs = [self.locs[group] for group in chosen]
+        sizes = [len(loc) for loc in locs]
+        device = locs[0].device
+        probability: Tensor = gate_open_probability(torch.cat(locs))
+        group = torch.arange(len(chosen), device=device).repeat_interleave(torch.tensor(sizes, device=device))
+        means = probability.new_zeros(len(chosen)).index_add(0, group, probability) / probability.new_tensor(sizes)
+        missed: Tensor = probability.new_tensor([keep[g] for g in chosen]) - means
+        return missed.square().sum()
 
     def seed(self, group: int) -> Tensor:
         """Seed of a group in this forward pass: no two groups draw alike."""
@@ -138,15 +159,23 @@ class GateSite(nn.Module):
         return y
 
     def _values(self, x: Tensor) -> Tensor:
-        bank = self._bank[0]
-        if self.training:
-            parts = [hard_concrete_values(bank.locs[g], len(x), seed=bank.seed(g)) for g in self.groups]
-        else:
-            parts = [hard_concrete_eval(bank.locs[g].new_ones(1, len(bank.locs[g])), bank.locs[g]) for g in self.groups]
-        values = torch.cat(parts, 1).index_select(1, self.index)
+        values = torch.cat([self._of(group, len(x)) for group in self.groups], 1).index_select(1, self.index)
         shape = [1] * x.ndim
         shape[0], shape[self.dim] = values.shape
         return values.reshape(shape).to(x.dtype)
+
+    def _of(self, group: int, batch: int) -> Tensor:
+        """(B, n) or (1, n): the gates of one group."""
+        bank = self._bank[0]
+        loc = bank.locs[group]
+        rows = batch if self.training else 1
+        if group not in bank.learned:
+            return torch.ones(rows, len(loc), dtype=loc.dtype, device=loc.device)
+        if self.training:
+            drawn: Tensor = hard_concrete_values(loc, batch, seed=bank.seed(group))
+            return drawn
+        fixed: Tensor = hard_concrete_eval(loc.new_ones(1, len(loc)), loc)
+        return fixed
 
     def extra_repr(self) -> str:
         """Number of positions and groups."""

@@ -59,10 +59,10 @@ def wide_weight(
         block, rows, columns = own.detach(), None, None
         if entering is not None:
             columns = torch.nonzero(entering.teacher == teacher)[:, 0]
-            block = block.index_select(into, entering.index[columns])
+            block = block.index_select(into, entering.index[columns].to(own.device))
         if leaving is not None:
             rows = torch.nonzero(leaving.teacher == teacher)[:, 0]
-            block = block.index_select(out, leaving.index[rows])
+            block = block.index_select(out, leaving.index[rows].to(own.device))
         else:
             block = block / len(weights)
         _add_block(weight, block, out, rows, into, columns)

@@ -23,6 +23,7 @@ from pyassemble.merge.layers import (
 from pyassemble.merge.layout import Places
 from pyassemble.merge.lower_movement import LowerMovement
 from pyassemble.merge.lowering import Fold, Wide
+from pyassemble.merge.parts import Part
 from pyassemble.network import operations as ops
 from pyassemble.network.traced import is_tensor
 
@@ -77,7 +78,32 @@ class LowerLayers(LowerMovement):
             self.note(f"{name}.bias", 0, leaving)
         elif self.union:
             return self.call(node, name, union_dense(layers, places), x), None
+        if places is not None and leaving is not None and name in self.blocks:
+            return self.blockwise(node, layers, x, places, leaving), leaving
         return self.call(node, name, wide_dense(layers, places, leaving), x), leaving
+
+    def blockwise(self, node: fx.Node, layers: list[Any], x: Any, entering: Places, leaving: Places) -> Any:
+        """A layer without weights between teachers: a block for each, which the others' channels do not enter."""
+        name = str(node.target)
+        made: list[Any] = []
+        order: list[Tensor] = []
+        into, out = (0, 1) if getattr(layers[0], "transposed", False) else (1, 0)
+        for teacher, layer in enumerate(layers):
+            rows = torch.nonzero(leaving.teacher == teacher)[:, 0]
+            columns = torch.nonzero(entering.teacher == teacher)[:, 0]
+            if not len(rows):
+                continue
+            if not len(columns):  # a layer needs something that enters; its weights to it start at zero
+                columns = torch.arange(1)
+            own = wide_dense(layers, entering.taken(columns), leaving.taken(rows))
+            part = f"{name}.blocks.{teacher}"
+            made.append(self.call(node, part, own, self.take(x, entering.dim, columns, entering.size)))
+            self.parts.setdefault(f"{name}.weight", []).append(Part(f"{part}.weight", {out: rows, into: columns}))
+            if layer.bias is not None:
+                self.parts.setdefault(f"{name}.bias", []).append(Part(f"{part}.bias", {0: rows}))
+            order.append(rows)
+        joined = self.graph.call_function(torch.cat, (made, leaving.dim))
+        return self.take(joined, leaving.dim, torch.argsort(torch.cat(order)), leaving.size)
 
     def grouped(self, node: fx.Node, layers: list[Any], x: Any, places: Places, dim: int) -> tuple[Any, Wide]:
         """A grouped convolution over whole groups of the teachers."""
@@ -150,6 +176,8 @@ class LowerLayers(LowerMovement):
         if self.gate is None or places is None:
             return x
         site = self.gate(self.coupling.mixing[node][places.index], places)
+        if site is None:
+            return x
         return self.call(node, f"gate_sites.{str(node.target).replace('.', '_')}", site, x)
 
     def spanning(self, node: fx.Node, module: nn.Module, places: Places) -> tuple[Any, Wide]:
@@ -159,27 +187,41 @@ class LowerLayers(LowerMovement):
         if places.dim != dim:
             self.refuse(node, "normalizes one teacher's channels with another's")
         norms = self.teachers_modules(name)
-        if self.joint_norms:
-            if isinstance(module, nn.GroupNorm) and places.size % module.num_groups:
-                raise OutOfRangeError(
-                    f"module {name!r}: {places.size} channels cannot be normalized in {module.num_groups} groups; "
-                    f"accepted are multiples of {module.num_groups}"
-                )
-            for tensor in ("weight", "bias"):
+        affine = [tensor for tensor, _ in norms[0].named_parameters(recurse=False)]
+        if self.at_once(argument):
+            self.check_groups(name, module, places.size)
+            for tensor in affine:
                 self.note(f"{name}.{tensor}", 0, places)
             return self.call(node, name, joint_spanning_norm(norms, places), self.made[argument]), places
-        parts, teachers, indices = [], [], []
+        made: list[Any] = []
+        order: list[Tensor] = []
         for teacher, norm in enumerate(norms):
             mine = places.of(teacher)
+            if not len(mine):
+                continue
+            whole = len(mine) == self.fact(argument).shape[dim]
+            if not whole:
+                self.check_groups(name, module, len(mine))
+            own = trainable_copy(norm) if whole else joint_spanning_norm(norms, places.taken(mine))
             x = self.take(self.made[argument], dim, mine, places.size)
-            parts.append(self.call(node, f"{name}.teachers.{teacher}", trainable_copy(norm), x))
-            teachers.append(places.teacher[mine])
-            indices.append(places.index[mine])
-        joined = Places(dim, torch.cat(teachers), torch.cat(indices))
-        for tensor, _ in norms[0].named_parameters(recurse=False):
+            made.append(self.call(node, f"{name}.teachers.{teacher}", own, x))
+            start = sum(len(positions) for positions in order)
+            for tensor in affine:
+                piece = Part(f"{name}.teachers.{teacher}.{tensor}", {0: torch.arange(start, start + len(mine))})
+                self.parts.setdefault(f"{name}.{tensor}", []).append(piece)
+            order.append(mine)
+        joined = places.taken(torch.cat(order))
+        for tensor in affine:
             self.note(f"{name}.{tensor}", 0, joined)
-            self.parts[f"{name}.{tensor}"] = [f"{name}.teachers.{t}.{tensor}" for t in range(len(norms))]
-        return self.graph.call_function(torch.cat, (parts, dim)), joined
+        return self.graph.call_function(torch.cat, (made, dim)), joined
+
+    def check_groups(self, name: str, module: nn.Module, channels: int) -> None:
+        """A group norm divides its channels evenly."""
+        if isinstance(module, nn.GroupNorm) and channels % module.num_groups:
+            raise OutOfRangeError(
+                f"module {name!r}: {channels} channels cannot be normalized in {module.num_groups} groups; "
+                f"accepted are multiples of {module.num_groups}"
+            )
 
     def attribute(self, node: fx.Node) -> tuple[Any, Wide]:
         """A parameter that is used by itself, or a buffer that belongs to no teacher."""

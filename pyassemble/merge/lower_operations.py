@@ -143,12 +143,14 @@ class LowerOperations(LowerLayers):
         if places.dim != dim:
             self.refuse(node, "takes one teacher's channels together with another's")
         reduces = self.fact(node).shape != self.fact(argument).shape
-        if self.joint_norms:
+        if self.at_once(argument):
             return self.spanning_at_once(node, argument, dim, places)
         parts, teachers, indices = [], [], []
         for teacher in range(len(self.teachers)):
             mine = places.of(teacher)
             count = len(mine)
+            if not count:
+                continue
 
             def piece(other: fx.Node, teacher: int = teacher) -> Any:
                 wide = self.placed(other)

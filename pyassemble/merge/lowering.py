@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from pyassemble.merge.layout import Kept, Places
+    from pyassemble.merge.parts import Part
     from pyassemble.network.coupling import Coupling
 
 #: Places of a node's value: one for a tensor, None where no dimension is wide, or a tuple of these.
@@ -48,7 +49,9 @@ class Lowering:
         teachers: N networks of it.
         kept: The units.
         gate: Makes the gates of what enters a layer that mixes channels, from the labels and their places; or None.
-        joint_norms: Whether a normalization that spans channels normalizes all of them at once, not each teacher's.
+        device: Where the network's tensors lie; the teachers' parameters may be on the meta device.
+        compressed: Groups whose units are one network's, to be normalized at once.
+        blocks: Layers held as one block for each teacher.
         union: Whether an output layer gives all teachers' outputs side by side, not their mean.
     """
 
@@ -57,15 +60,19 @@ class Lowering:
         coupling: Coupling,
         teachers: Sequence[nn.Module],
         kept: Kept,
-        gate: Callable[[Tensor, Places], nn.Module] | None,
-        joint_norms: bool,
+        gate: Callable[[Tensor, Places], nn.Module | None] | None,
+        device: torch.device,
+        compressed: frozenset[int],
+        blocks: frozenset[str],
         union: bool,
     ) -> None:
         self.coupling = coupling
         self.teachers = teachers
         self.kept = kept
         self.gate = gate
-        self.joint_norms = joint_norms
+        self.device = device
+        self.compressed = compressed
+        self.blocks = blocks
         self.union = union
         self.root = coupling.graph
         self.graph = fx.Graph()
@@ -74,7 +81,7 @@ class Lowering:
         self.made: dict[fx.Node, Any] = {}
         self.wide: dict[fx.Node, Wide] = {}
         self.places: dict[str, dict[int, Places]] = {}
-        self.parts: dict[str, list[str]] = {}
+        self.parts: dict[str, list[Part]] = {}
         self.folds: list[Fold] = []
 
     def refuse(self, node: fx.Node, why: str) -> NoReturn:
@@ -127,11 +134,6 @@ class Lowering:
         index = self.tensor("order", positions.to(self.device))
         return self.graph.call_function(torch.index_select, (made, dim, index))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the teachers are."""
-        return next(self.teachers[0].parameters()).device
-
     def teachers_modules(self, name: str) -> list[Any]:
         """One module of each teacher."""
         return [teacher.get_submodule(name) for teacher in self.teachers]
@@ -146,6 +148,12 @@ class Lowering:
         except ValueError:
             self.refuse(node, f"combines channels with other channels of {describe(argument, self.root)}")
         return self.take(self.made[argument], mine.dim, order, mine.size)
+
+    def at_once(self, node: fx.Node) -> bool:
+        """Whether all channels of a node's value are one network's."""
+        labels = self.label(node)
+        groups = set(self.kept.groups.group_of[labels[labels >= 0]].tolist())
+        return groups <= self.compressed
 
     def note(self, tensor: str, dim: int, places: Places) -> None:
         """Records where the channels lie in a tensor of the state."""

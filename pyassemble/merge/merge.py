@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from pyassemble.errors import UnknownOptionError, UnsupportedOperationError
 from pyassemble.merge.checks import check_alike, check_example, check_teachers, kept_counts
 from pyassemble.merge.layout import Kept
+from pyassemble.merge.stages import plan_stages
 from pyassemble.merge.student import WideStudent
 from pyassemble.network.coupling import couple
 from pyassemble.network.groups import find_groups
@@ -34,6 +35,7 @@ def merge(
     keep: float | None = None,
     seed: int = 0,
     head: str = "mean",
+    memory: float | None = None,
 ) -> WideStudent:
     """Joins trained networks of one architecture into a wide student (Merging, section 3).
 
@@ -49,18 +51,23 @@ def merge(
         seed: Of the gates' initial values and draws.
         head: "mean": the student gives the mean of the networks' outputs (Merging). "union": it gives all of them side
             by side, for networks with other classes each.
+        memory: Bound on the student's parameters while it learns which units matter, in multiples of all networks'
+            together; an optimizer's state grows with them. None for the full student, which has up to N times as many.
+            With a bound, groups are widened and chosen a few at a time (:attr:`WideStudent.stages`); 1.3 leaves room
+            for most layers' weights between the networks.
 
     Returns:
         The wide student, in eval mode.
 
     Raises:
-        ArgumentTypeError: Fewer than two networks, or no example input.
+        ArgumentTypeError: Fewer than two networks, no example input, or an option that is no number.
         MismatchError: The networks are not of one architecture, or lie on different devices.
         UnsupportedNetworkError: A network in train mode, with shared modules, with weights tied across layers, or with
             layers that hold more than weight and bias (parametrizations, pruning masks).
         UntraceableError: The forward pass cannot be traced, or does not take the example input.
         UnsupportedOperationError: An operation cannot be merged; the message names it.
-        OutOfRangeError: A ratio that leaves no whole number of units in a group.
+        OutOfRangeError: A ratio that leaves no whole number of units in a group, or a bound of memory that not even
+            the networks' own weights fit.
         TensorError: Half precision, or weights that are not finite.
         UnknownOptionError: Another ``head``.
     """
@@ -77,13 +84,17 @@ def merge(
     coupling = couple(traced, outputs, owned)
     groups = find_groups(coupling)
     counts = kept_counts(groups, len(teachers), 1 / len(teachers) if keep is None else keep)
+    stages = None if memory is None else plan_stages(coupling, groups, counts, teachers[0], len(teachers), memory)
     kept = Kept.all(groups, len(teachers))
     try:
-        student = WideStudent(coupling, kept, teachers, counts, seed, union=union)
+        student = WideStudent(coupling, kept, teachers, counts, seed, union=union, stages=stages)
     except UnsupportedOperationError:
-        student = WideStudent(coupling, replace(kept, borders=False), teachers, counts, seed, union=union)
+        kept = replace(kept, borders=False)
+        student = WideStudent(coupling, kept, teachers, counts, seed, union=union, stages=stages)
     student.eval()
     _check_mean(student, teachers, example_input)
+    if memory is not None:
+        student.rehearse()
     return student
 
 

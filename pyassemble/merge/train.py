@@ -1,7 +1,8 @@
 """``pa.train_merged``: from a wide student and labelled images to the merged network, in one call.
 
 Three stages: the wide student learns which units matter, its gates and weights trained together; compression; the small
-network is fine-tuned. The same arguments and seed give the same bits on a CPU, in one go or resumed.
+network is fine-tuned. A student with a bound of memory learns that for some groups after the others. The same arguments
+and seed give the same bits on a CPU, in one go or resumed.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class MergeResult:
         history: An entry for the student as it was given, all gates open ("start"), each epoch of learning importance
             ("importance"), the network right after compression ("compressed"), and each epoch of fine-tuning
             ("fine-tuning"). Where it applies an entry has epoch, loss, sparsity, lambda, learning_rate, seconds, open
-            (gates more likely open than closed: group to one number for each teacher), and validation (accuracy,
-            auroc, loss, images).
+            (gates more likely open than closed: group to one number for each teacher), groups (those whose gates are
+            learned, for a student with a bound of memory), and validation (accuracy, auroc, loss, images).
         selection: The units that were kept, by group; see :meth:`WideStudent.compress`.
         kept: How many of them are each teacher's, by group.
     """
@@ -81,7 +82,8 @@ def train_merged(
         train: A tuple (images, labels) of tensors, a Dataset or a DataLoader of (image, label); images float
             (C, H, W), labels class numbers.
         validation: The same; measured before training, after every epoch, and after compression.
-        epochs: In all, at least 2. The publication gives as many to learning importance as to fine-tuning.
+        epochs: In all, at least 2, and enough for each of the student's stages to have one of those in which importance
+            is learned. The publication gives as many to learning importance as to fine-tuning.
         settings: Everything else.
         batch_size: Images in a step; the DataLoader's own, or 64, by default.
         augment: Applied to each batch of training images, with a generator of its own.
@@ -153,7 +155,13 @@ class _Run:
         self.device = student.gates.step.device
         self.classes = _class_count(student, data, self.device)
         self.importance_epochs = settings.importance_epochs(epochs)
-        self.schedule = SparsitySchedule(settings.first_lambda, settings.growth)
+        stages = len(student.stages)
+        if stages > self.importance_epochs:
+            raise OutOfRangeError(
+                f"epochs {epochs}, of which {self.importance_epochs} for importance; accepted: at least {stages} of "
+                f"these, as the student's groups are widened in {stages} stages"
+            )
+        self.schedule = self._schedule(0)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self.selection: dict[str, Tensor] = {}
@@ -187,11 +195,29 @@ class _Run:
         self.network = self.student.compress(selection)
         self.optimizer = self._optimizer()
 
+    def _starts(self, stage: int) -> int:
+        """First of the epochs in which a stage's groups are learned."""
+        return round(stage * self.importance_epochs / len(self.student.stages))
+
+    def _schedule(self, stage: int) -> SparsitySchedule:
+        """The weight of the sparsity loss goes its whole way in each stage, however few epochs it has."""
+        share = self.importance_epochs / (self._starts(stage + 1) - self._starts(stage))
+        return SparsitySchedule(self.settings.first_lambda, self.settings.growth * share)
+
+    def _next_stage(self) -> None:
+        """Chooses what was learned, and goes on with the next groups when their turn has come."""
+        stage = self.student.stage
+        if stage + 1 < len(self.student.stages) and self.epoch == self._starts(stage + 1):
+            self.student.next_stage()
+            self.schedule = self._schedule(stage + 1)
+            self.optimizer = self._optimizer()
+
     def _train_epoch(self, advance: Callable[[str], None]) -> dict[str, Any]:
         wide, epoch, process = not self.selection, self.epoch, self.accelerator.process_index
         steps = self.data.steps(self.accelerator)
         start = time.perf_counter()
         if wide:
+            self._next_stage()
             self.schedule.step()
             # Every process and every epoch has draws of its own, whatever was drawn before.
             draws = (epoch * self.accelerator.num_processes + process) * steps
@@ -228,6 +254,8 @@ class _Run:
                 "lambda": self.schedule.value,
                 "open": self.student.open_gates(),
             }
+            if self.student.bounded:
+                entry["groups"] = self.student.stages[self.student.stage]
         return entry
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -259,11 +287,12 @@ class _Run:
     def _optimizer(self) -> Any:
         settings = self.settings
         gates = [] if self.selection else self.student.gate_parameters()
-        apart = {id(parameter) for parameter in gates}
-        weights = [parameter for parameter in self.network.parameters() if id(parameter) not in apart]
+        weights = list(self.network.parameters()) if self.selection else self.student.weight_parameters()
         groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": settings.weight_decay}]
         if gates:
             groups.append({"params": gates, "lr": settings.gate_rate, "weight_decay": 0.0})
+        # Accelerate keeps every optimizer that it has prepared, and with it another stage's network.
+        self.accelerator.free_memory()
         optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
         return self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
@@ -310,6 +339,7 @@ class _Run:
             "train images": len(self.data),
             "validation images": 0 if self.validation is None else len(self.validation),
             "batch size": self.data.batch_size,
+            "stages": self.student.stages if self.student.bounded else None,
             "units of each group": {name: len(group.loc) for name, group in self.student.gate_groups.items()},
         }
 
@@ -339,6 +369,7 @@ class _Run:
         if document["selection"]:
             self._compress({name: torch.tensor(kept) for name, kept in document["selection"].items()})
         self.network.load_state_dict(_part(tensors, "network:"))
+        self.optimizer = self._optimizer()  # the student may have another stage's parameters now
         load_optimizer_tensors(self.optimizer.optimizer, self._named(), _part(tensors, "optimizer:"))
         if document["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(document["scaler"])

@@ -13,18 +13,21 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx import map_arg
 
 from pyassemble.merge.lower_operations import LowerOperations
+from pyassemble.merge.parts import WideState
 from pyassemble.network import operations as ops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
 
     from pyassemble.merge.layout import Kept, Places
     from pyassemble.merge.lowering import Fold, Wide
+    from pyassemble.merge.parts import Part
     from pyassemble.network.coupling import Coupling
 
 
@@ -36,32 +39,29 @@ class Widened:
         graph: The wide network.
         places: For each tensor of the architecture's state_dict that runs over channels, where they lie: dimension to
             places.
-        parts: The tensors that the wide network holds in place of one of the architecture's, to be joined along their
-            first dimension.
+        parts: The pieces in which the wide network holds some of the architecture's tensors.
         folds: Where gates go when they are fixed.
-        nodes: Node of the wide graph, and places of its value, for each node of the architecture's graph.
     """
 
     graph: fx.GraphModule
     places: dict[str, dict[int, Places]]
-    parts: dict[str, list[str]]
+    parts: dict[str, list[Part]]
     folds: list[Fold]
-    nodes: dict[fx.Node, tuple[Any, Wide]]
 
-    def state(self) -> dict[str, Tensor]:
-        """The wide network's tensors by the names of the architecture's state_dict."""
-        held = self.graph.state_dict(keep_vars=True)
-        joined = {name: torch.cat([held[part] for part in parts]) for name, parts in self.parts.items()}
-        return {name: value.detach() for name, value in (held | joined).items()}
+    def state(self, factors: Mapping[str, tuple[int, Tensor]] | None = None) -> WideState:
+        """The wide network's tensors by the names of the architecture's state_dict, some of them times a factor."""
+        return WideState(self.graph, self.parts, self.places, factors)
 
 
 def widen(
     coupling: Coupling,
     teachers: Sequence[nn.Module],
     kept: Kept,
-    gate: Callable[[Tensor, Places], nn.Module] | None,
+    gate: Callable[[Tensor, Places], nn.Module | None] | None,
+    device: torch.device,
     *,
-    joint_norms: bool = False,
+    compressed: frozenset[int] = frozenset(),
+    blocks: frozenset[str] = frozenset(),
     union: bool = False,
 ) -> Widened:
     """Builds the network that consists of chosen units of several teachers.
@@ -70,15 +70,18 @@ def widen(
         coupling: Of the teachers' architecture.
         teachers: N networks of it.
         kept: The units.
-        gate: Makes the gates of what enters a layer that mixes channels, from the labels and their places; None for a
-            network without gates.
-        joint_norms: Whether a normalization that spans channels normalizes all of them at once, not each teacher's.
+        gate: Makes the gates of what enters a layer that mixes channels, from the labels and their places, or says
+            that none are wanted there; None for a network without gates.
+        device: Where the network's tensors lie; the teachers' parameters may be on the meta device.
+        compressed: Groups whose units are one network's: a normalization that spans channels of these alone normalizes
+            all of them at once, not each teacher's.
+        blocks: Layers held as one block for each teacher, without weights between teachers.
         union: Whether an output layer gives all teachers' outputs side by side, not their mean.
 
     Raises:
         UnsupportedOperationError: An operation cannot be done to several teachers at once.
     """
-    return _Widener(coupling, teachers, kept, gate, joint_norms, union).run()
+    return _Widener(coupling, teachers, kept, gate, device, compressed, blocks, union).run()
 
 
 class _Widener(LowerOperations):
@@ -95,8 +98,7 @@ class _Widener(LowerOperations):
             value = getattr(owner, last)
             delattr(owner, last)
             owner.register_buffer(last, value, persistent=False)
-        nodes = {node: (self.made[node], self.wide[node]) for node in self.made}
-        return Widened(graph, self.places, self.parts, self.folds, nodes)
+        return Widened(graph, self.places, self.parts, self.folds)
 
     def lower(self, node: fx.Node) -> tuple[Any, Wide]:
         if node.op == "placeholder":
