@@ -1,10 +1,12 @@
 """The sine experiment of Merging, section 4.1: a merged network against the best of three and one long run.
 
 x ~ U(0, 1), y = sin(10 pi x) + noise of standard deviation 0.2, one hidden layer of 100; every strategy has 900 epochs
-in all. As in the published code, all epochs go through the samples in one order. The runs of a strategy are trained
+in all. Networks are merged twice: with the publication's settings, and with ours (``OURS``), chosen on other seeds. As
+in the published code, all epochs go through the samples in one order. The runs of a strategy are trained
 side by side, one vectorized step for all of them; every run has data of its own, the same for all strategies, so that
 the tests are paired. The state is kept every ten epochs: the same command goes on where it stopped. Strategies may be
-run in processes of their own; the report is made when all are done. On a CPU, MALLOC_MMAP_THRESHOLD_=4294967296
+run in processes of their own; the report is made when all are done, and takes those that were not run from the runs.csv
+that lies there. On a CPU, MALLOC_MMAP_THRESHOLD_=4294967296
 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment make a step half as long.
 
     python bench/experiments/merge_sine.py                            one CPU core, under an hour
@@ -28,8 +30,8 @@ from provenance import ROOT, commit
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
-from sine_networks import Phase, outputs, train
-from sine_report import CURVES, STRATEGIES, write_report
+from sine_networks import LEARNING_RATE, Phase, outputs, train
+from sine_report import CONDITIONS, CURVES, MERGED, STRATEGIES, write_report
 from torch import Tensor, nn
 
 import pyassemble as pa
@@ -41,6 +43,30 @@ if TYPE_CHECKING:
 
 HIDDEN, NOISE = 100, 0.2
 POINTS = 501
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """How the 900 epochs of a merged network are spent.
+
+    Attributes:
+        prefix: Of the names of its phases, which give their random draws.
+        teachers: Epochs of each of the two teachers, and when their learning rate falls.
+        importance: Epochs in which the wide student learns importance.
+        importance_rate: SGD's learning rate of the weights in them, constant; that of the gates is the same for all.
+        finetuning: Epochs of the compressed network, and when its learning rate falls.
+    """
+
+    prefix: str
+    teachers: tuple[int, int]
+    importance: int
+    importance_rate: float
+    finetuning: tuple[int, int]
+
+
+PUBLICATION = MergePlan("", (300, 250), 150, LEARNING_RATE, (150, 100))
+OURS = MergePlan("ours, ", (250, 210), 100, 0.003, (300, 250))
+PLANS = dict(zip(MERGED, (PUBLICATION, OURS), strict=True))
 
 
 @dataclass(frozen=True)
@@ -83,9 +109,9 @@ class Conditions:
     share: float
     shuffled: bool = False
 
-    def phase(self, name: str, epochs: int, drop: int | None = None) -> Phase:
+    def phase(self, name: str, epochs: int, drop: int | None = None, rate: float = LEARNING_RATE) -> Phase:
         dropped = None if drop is None else round(drop * self.share)
-        return Phase(name, max(1, round(epochs * self.share)), dropped, self.shuffled)
+        return Phase(name, max(1, round(epochs * self.share)), dropped, self.shuffled, rate)
 
     @property
     def epochs(self) -> int:
@@ -110,22 +136,24 @@ class Experiment:
             ys.append(torch.sin(10 * torch.pi * x) + NOISE * noise)
         return torch.stack(xs), torch.stack(ys)
 
-    def merged(self) -> tuple[list[Row], list[nn.Module]]:
+    def merged(self, strategy: str) -> tuple[list[Row], list[nn.Module]]:
+        plan, given = PLANS[strategy], self.conditions
         teachers = self._fresh("teacher", 2)
-        self._train(teachers, 2, self.conditions.phase("teachers", 300, 250))
+        self._train(teachers, 2, given.phase(f"{plan.prefix}teachers", *plan.teachers))
         example = self.x[0, :8, None]
         students = [
-            pa.merge(teachers[2 * run : 2 * run + 2], example, seed=derived_seed(self.conditions.seed, "gates", run))
-            for run in range(self.conditions.runs)
+            pa.merge(teachers[2 * run : 2 * run + 2], example, seed=derived_seed(given.seed, "gates", run))
+            for run in range(given.runs)
         ]
-        rows = self._rows("merged", "teacher", teachers, 2)
-        self._train(students, 1, self.conditions.phase("importance", 150))
-        rows += self._rows("merged", "wide student", students, 1)
+        rows = self._rows(strategy, "teacher", teachers, 2)
+        learning = given.phase(f"{plan.prefix}importance", plan.importance, rate=plan.importance_rate)
+        self._train(students, 1, learning)
+        rows += self._rows(strategy, "wide student", students, 1)
         networks = [student.compress() for student in students]
         units = [_units_of_teachers(student) for student in students]
-        rows += self._rows("merged", "compressed", networks, 1, units)
-        self._train(networks, 1, self.conditions.phase("fine-tuning", 150, 100))
-        return rows + self._rows("merged", "result", networks, 1, units), networks
+        rows += self._rows(strategy, "compressed", networks, 1, units)
+        self._train(networks, 1, given.phase(f"{plan.prefix}fine-tuning", *plan.finetuning))
+        return rows + self._rows(strategy, "result", networks, 1, units), networks
 
     def best_of_three(self) -> tuple[list[Row], list[nn.Module]]:
         networks = self._fresh("three", 3)
@@ -193,12 +221,10 @@ class Experiment:
 
     def run(self, strategy: str) -> None:
         """Carries out a strategy and keeps its rows and learned curves."""
-        strategies = {
-            "merged": self.merged,
-            "best of three": self.best_of_three,
-            "one long run": self.one_long_run,
-        }
-        rows, networks = strategies[strategy]()
+        if strategy in PLANS:
+            rows, networks = self.merged(strategy)
+        else:
+            rows, networks = self.best_of_three() if strategy == "best of three" else self.one_long_run()
         x = torch.linspace(0, 1, POINTS).expand(len(networks), -1)
         with replacing(_curves_file(self.out, strategy)) as temporary:
             save_file({CURVES: outputs(networks, x).contiguous()}, temporary)
@@ -213,7 +239,7 @@ def _units_of_teachers(student: pa.WideStudent) -> str:
 
 
 def _rows_file(out: Path, strategy: str) -> Path:
-    return out / "state" / f"{strategy.replace(' ', '-')}.csv"
+    return out / "state" / f"{strategy.replace(', ', ' ').replace(' ', '-')}.csv"
 
 
 def _curves_file(out: Path, strategy: str) -> Path:
@@ -228,16 +254,33 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _report(out: Path, console: Console) -> bool:
-    missing = [strategy for strategy in STRATEGIES if not _rows_file(out, strategy).exists()]
+    rows = {strategy: _finished(out, strategy) for strategy in STRATEGIES}
+    missing = [strategy for strategy, found in rows.items() if not found]
     if missing:
         console.print(f"no report yet: {', '.join(missing)} not finished")
         return False
-    lines = [_rows_file(out, strategy).read_text().splitlines(keepends=True) for strategy in STRATEGIES]
-    with replacing(out / "runs.csv") as temporary:
-        temporary.write_text("".join(lines[0] + [line for part in lines[1:] for line in part[1:]]))
-    curves = {strategy: load_file(_curves_file(out, strategy))[CURVES] for strategy in STRATEGIES}
+    every = [row for found in rows.values() for row in found]
+    for name in CONDITIONS:
+        if len(values := {row[name] for row in every}) > 1:
+            raise ValueError(f"{out} has strategies of different {name}: {sorted(values)}; another --out is needed")
+    with replacing(out / "runs.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(every)
+    files = {strategy: _curves_file(out, strategy) for strategy in STRATEGIES}
+    curves = {strategy: load_file(path)[CURVES] for strategy, path in files.items() if path.exists()}
     console.print(write_report(out, curves), markup=False, highlight=False)
     return True
+
+
+def _finished(out: Path, strategy: str) -> list[dict[str, str]]:
+    """Rows of a strategy: those of its last run here, or those that were kept with the results."""
+    for path in (_rows_file(out, strategy), out / "runs.csv"):
+        if path.exists():
+            with path.open(newline="") as file:
+                if found := [row for row in csv.DictReader(file) if row["strategy"] == strategy]:
+                    return found
+    return []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -40,12 +40,14 @@ class Phase:
         drop: Epochs after which the learning rate is divided by ten; none by default.
         shuffled: Whether every epoch has an order of its own; the published code goes through the samples in one
             order, whose batches and steps repeat.
+        rate: SGD's learning rate of the weights.
     """
 
     name: str
     epochs: int
     drop: int | None = None
     shuffled: bool = False
+    rate: float = LEARNING_RATE
 
 
 class Drawn(nn.Module):
@@ -125,7 +127,7 @@ def train(
     total_loss = _total_loss(trained[0])
     gates = [name for name in parameters if ".gates." in name]
     tables = [name for name in buffers if name.endswith(".u")]
-    groups = [{"params": [value for name, value in parameters.items() if name not in gates], "lr": LEARNING_RATE}]
+    groups = [{"params": [value for name, value in parameters.items() if name not in gates], "lr": phase.rate}]
     if gates:
         groups.append({"params": [parameters[name] for name in gates], "lr": GATE_RATE})
     optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, foreach=True)
@@ -137,7 +139,7 @@ def train(
         if epoch < done:
             continue
         if phase.drop is not None:
-            groups[0]["lr"] = optimizer.param_groups[0]["lr"] = LEARNING_RATE / (10 if epoch >= phase.drop else 1)
+            groups[0]["lr"] = optimizer.param_groups[0]["lr"] = phase.rate / (10 if epoch >= phase.drop else 1)
         generator = derived_generator(seed, phase.name, epoch)
         samples = torch.stack([x, y])
         if phase.shuffled:

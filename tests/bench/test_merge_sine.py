@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,18 @@ def test_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: bool) ->
 def test_comparison() -> None:
     from sine_report import compare
 
-    lower = compare([0.05 + 0.001 * n for n in range(20)], [0.08 + 0.002 * n for n in range(20)], "other")
+    losses = {
+        "low": [0.05 + 0.001 * n for n in range(20)],
+        "high": [0.08 + 0.002 * n for n in range(20)],
+        "one": [0.1, 0.3] * 10,
+        "other": [0.3, 0.1] * 10,
+    }
+    lower = compare(losses, "low", "high")
     assert lower.holds
-    assert lower.lower_in == 20
+    assert (lower.merged, lower.other, lower.lower_in) == ("low", "high", 20)
     assert lower.difference == pytest.approx(-0.0395)
-    same = compare([0.1, 0.3] * 10, [0.3, 0.1] * 10, "other")
-    assert not same.holds
-    higher = compare([0.08 + 0.002 * n for n in range(20)], [0.05 + 0.001 * n for n in range(20)], "other")
+    assert not compare(losses, "one", "other").holds
+    higher = compare(losses, "high", "low")
     assert higher.wilcoxon < 0.01
     assert not higher.holds
 
@@ -121,18 +127,36 @@ def test_smallest_form(tmp_path: Path) -> None:
     from merge_sine import main
 
     arguments = ["--out", str(tmp_path), "--runs", "2", "--samples", "64", "--share", "0.02"]
-    assert main([*arguments, "--strategies", "merged", "one long run"]) == 0
+    assert main([*arguments, "--strategies", "merged", "merged, our settings", "one long run"]) == 0
     assert not (tmp_path / "summary.md").exists()
     assert main([*arguments, "--strategies", "best of three"]) == 0
     with (tmp_path / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     results = [(row["strategy"], row["run"]) for row in rows if row["stage"] == "result"]
-    strategies = ("merged", "best of three", "one long run")
+    strategies = ("merged", "merged, our settings", "best of three", "one long run")
     assert sorted(results) == sorted((name, run) for name in strategies for run in "01")
     of_three = [float(row["loss"]) for row in rows if row["strategy"] == "best of three" and row["run"] == "1"]
     assert of_three[-1] == min(of_three[:-1])
-    assert sum(map(int, rows[-1]["units"].split("+"))) == 100 if rows[-1]["units"] else True
-    assert "18 epochs in all" in (tmp_path / "summary.md").read_text()
+    for row in rows:
+        if row["strategy"].startswith("merged") and row["stage"] == "result":
+            assert sum(map(int, row["units"].split("+"))) == 100
+    summary = (tmp_path / "summary.md").read_text()
+    assert "18 epochs in all" in summary
     before = (tmp_path / "runs.csv").read_bytes()
     assert main([*arguments, "--report-only"]) == 0
     assert (tmp_path / "runs.csv").read_bytes() == before
+    # The rows of a strategy whose state is gone are those kept with the results; other conditions are refused.
+    shutil.rmtree(tmp_path / "state")
+    assert main([*arguments, "--report-only"]) == 0
+    assert (tmp_path / "runs.csv").read_bytes() == before
+    assert (tmp_path / "summary.md").read_text() == summary
+    other = ["--strategies", "one long run", "--seed", "1"]
+    with pytest.raises(ValueError, match="strategies of different seed"):
+        main([*arguments, *other])
+
+
+def test_every_strategy_has_as_many_epochs() -> None:
+    from merge_sine import PLANS
+
+    for plan in PLANS.values():
+        assert 2 * plan.teachers[0] + plan.importance + plan.finetuning[0] == 900
