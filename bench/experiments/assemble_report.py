@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 KINDS: dict[str, Callable[[str], bool]] = {
     "a source, everything trained": lambda method: method.endswith(", all"),
     "a source, new head": lambda method: method.endswith(", head"),
-    "assembly by chance": lambda method: method == "assembly by random",
+    "assembly by chance": lambda method: method.startswith("assembly by random"),
     "assembly by similarity (CKA)": lambda method: method == "assembly by CKA",
     "assembly by size": lambda method: method == "assembly by size",
     "PA-DNN": lambda method: method == "PA-DNN",
@@ -31,8 +32,9 @@ KINDS: dict[str, Callable[[str], bool]] = {
 PICTURES = """\
 - `accuracy_by_size.png`: test accuracy against trained parameters, every run of every method; accuracy from {floor} % \
 up. What the publication claims is few trained parameters at the accuracy of many.
-- `accuracy_by_epoch.png`: test accuracy after each epoch and by seconds of training, mean over seeds: the found \
-assembly trained by its stitches alone and in full, beside the best source either way. Epochs of a search are not in it.
+- `accuracy_by_epoch.png`: accuracy on {curve} test images after each epoch and by seconds of training, mean over \
+seeds: the found assembly trained by its stitches alone and in full, beside the best source either way. Epochs of a \
+search are not in it.
 - `search.png`: how the searches went: accuracy of each epoch's best assembly on the selection images; scores of all \
 candidates in the order in which they were scored, with each epoch's mean; score against size of all candidates.
 
@@ -65,7 +67,8 @@ def summary(rows: Sequence[Row], searches: Sequence[SearchEpoch]) -> str:
         ),
         "Means over seeds, in brackets the lowest and highest where there are several. *head*: only a new head is "
         "trained; *all*: everything. *assembly by*: of 300 random assemblies the first, that of the most similar "
-        "joints, the largest; only stitches and head are trained. " + _best_heads(rows),
+        "joints, the largest; only stitches and head are trained. Stitches start from least squares but where they are "
+        "called random. " + _best_heads(rows),
         "The four ResNets were trained on lossless CIFAR-10 by others: they know this task, so that a new head for one "
         "of them is a strong start, which the publication's sources (ImageNet) did not have.",
         f"Conditions: {rows[-1].conditions}; torch {rows[-1].torch}, commit {rows[-1].commit}. Methods that do not "
@@ -75,7 +78,7 @@ def summary(rows: Sequence[Row], searches: Sequence[SearchEpoch]) -> str:
         "## The searches",
         *_searches(searches),
         "## The pictures",
-        PICTURES.format(floor=_floor(rows)),
+        PICTURES.format(floor=_floor(rows), curve=_curve_images(rows)),
         "## The assemblies",
         table(
             ["method", "seed", "accuracy", "score", "blocks"],
@@ -95,6 +98,11 @@ def _of(rows: Sequence[Row], method: str) -> list[Row]:
 
 def _mean(rows: Sequence[Row], name: str) -> float:
     return statistics.mean(getattr(row, name) for row in rows)
+
+
+def _curve_images(rows: Sequence[Row]) -> str:
+    found = re.search(r"curve_images=(\d+)", rows[-1].conditions)
+    return found.group(1) if found else "some"
 
 
 def _line(method: str, runs: Sequence[Row]) -> list[str]:

@@ -12,6 +12,8 @@ class Conditions:
 
     images: int
     test_images: int
+    curve_images: int
+    """Test images that the accuracy after each epoch is measured on; the final one is measured on all."""
     search_epochs: int
     epochs: int
     source_images: int
@@ -22,6 +24,11 @@ class Conditions:
     batch_size: int
     learning_rate: float
     full_learning_rate: float
+    mixup: float
+    cutmix: float
+    start: str
+    """Of stitches; random ones for the method that says so."""
+    start_images: int
     precision: str
     device: str
 
@@ -42,7 +49,7 @@ class Row:
     score: float
     blocks: str
     curve: str
-    """JSON: seconds of training so far, loss and test accuracy after each epoch."""
+    """JSON: seconds of training so far, loss, and accuracy on the curve images after each epoch."""
     conditions: str
     torch: str
     commit: str
