@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from pyassemble.atomic import replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from dataclasses import Field
     from pathlib import Path
 
@@ -26,7 +27,7 @@ R = TypeVar("R", bound=Recorded)
 
 
 class FinishedRows(Generic[R]):
-    """The rows of a file, appended one at a time and atomically.
+    """The rows of a file, appended atomically.
 
     Args:
         path: The file; read if it is there.
@@ -43,7 +44,11 @@ class FinishedRows(Generic[R]):
                     self.rows.append(kind(**{f.name: readers[str(f.type)](record[f.name]) for f in fields(kind)}))
 
     def append(self, row: R) -> None:
-        self.rows.append(row)
+        self.extend([row])
+
+    def extend(self, rows: Sequence[R]) -> None:
+        """All of them or none."""
+        self.rows.extend(rows)
         with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(self.kind)])
             writer.writeheader()
