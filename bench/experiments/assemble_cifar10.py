@@ -1,31 +1,33 @@
-"""Assemblies on CIFAR-10 against their sources, random assemblies, and choices by similarity and by size.
+r"""Assemblies on CIFAR-10 against their sources, random assemblies, and choices by similarity and by size.
 
 The publication's Table 1 on small networks and a reduced budget, which stands beside every figure. All methods train on
 the same images with the same loop; those that do not search train for as many more epochs as the search took. Every
 finished run is kept in OUT/runs.csv: the same command goes on where it stopped, a search within itself too.
 
-    python bench/experiments/assemble_cifar10.py                two CPU cores, under an hour
-    python bench/experiments/assemble_cifar10.py --device cuda --images 50000 --epochs 30 --out OTHER
-    python bench/experiments/assemble_cifar10.py --report-only  tables and plot again from runs.csv
+    python bench/experiments/assemble_cifar10.py                two CPU cores, about an hour
+    python bench/experiments/assemble_cifar10.py --device cuda --images 50000 --epochs 30 --learning-rate 1e-3 \
+        --full-learning-rate 1e-4 --mixup 0.8 --cutmix 1 --start random --out OTHER
+    python bench/experiments/assemble_cifar10.py --report-only  tables and pictures again from runs.csv and searches.csv
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import statistics
+import json
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import pairwise
+from dataclasses import fields, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from assemble_report import write_report
+from assemble_runs import Conditions, Row, SearchEpoch
 from assemble_sources import NAMES, source
 from cifar10 import Normalize, read
 from cifar_resnet import MEAN, STD
-from markdown import table
+from finished_rows import FinishedRows
 from provenance import ROOT, commit
 from rich.console import Console
 from torch import Tensor
@@ -33,8 +35,9 @@ from torch.nn import functional as F
 
 import pyassemble as pa
 from pyassemble.assemble.assembly_network import AssemblyNetwork
+from pyassemble.assemble.initialization import initialize_stitches
 from pyassemble.assemble.partition import PartitionNetwork
-from pyassemble.atomic import replacing
+from pyassemble.assemble.settings import STARTS
 from pyassemble.training.metrics import measure_cost, measure_quality
 
 if TYPE_CHECKING:
@@ -47,72 +50,11 @@ POOL = 300
 Path_ = tuple[pa.Block, ...]
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What all runs share."""
-
-    images: int
-    test_images: int
-    search_epochs: int
-    epochs: int
-    source_images: int
-    source_epochs: int
-    score_images: int
-    rounds: int
-    selection_images: int
-    batch_size: int
-    learning_rate: float
-    precision: str
-    device: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One trained network."""
-
-    method: str
-    seed: int
-    accuracy: float
-    auroc: float
-    trained_parameters: int
-    parameters: int
-    flops: int
-    search_seconds: float
-    training_seconds: float
-    score: float
-    blocks: str
-    conditions: str
-    torch: str
-    commit: str
-
-
-class Runs:
-    """The finished runs, appended one at a time and atomically."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, list[Row]()
-        if path.exists():
-            readers: dict[str, Any] = {"str": str, "int": int, "float": float}
-            with path.open(newline="") as file:
-                for record in csv.DictReader(file):
-                    self.rows.append(Row(**{f.name: readers[str(f.type)](record[f.name]) for f in fields(Row)}))
-
-    def append(self, row: Row) -> None:
-        self.rows.append(row)
-        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in self.rows)
-
-    def has(self, method: str, seed: int) -> bool:
-        return any((row.method, row.seed) == (method, seed) for row in self.rows)
-
-
 class Experiment:
     """The repository, the data, and the methods."""
 
-    def __init__(self, conditions: Conditions, data: Path, out: Path) -> None:
-        self.conditions, self.out = conditions, out
+    def __init__(self, conditions: Conditions, data: Path, out: Path, searches: FinishedRows[SearchEpoch]) -> None:
+        self.conditions, self.out, self.searches = conditions, out, searches
         device, normalize = torch.device(conditions.device), Normalize(MEAN, STD)
         self.device = device
         networks = {
@@ -133,6 +75,7 @@ class Experiment:
         found["PA-DNN, by score"] = lambda seed: self._searched("score", "stitches", seed)
         for name, choose in (("random", self._random), ("CKA", self._most_similar), ("size", self._largest)):
             found[f"assembly by {name}"] = lambda seed, choose=choose: self._chosen(choose, seed)
+        found["assembly by random, random stitches"] = lambda seed: self._chosen(self._random, seed, "random")
         for name in self.repository.names:
             found[f"{name}, all"] = lambda seed, name=name: self._source(name, "full", seed)
             found[f"{name}, head"] = lambda seed, name=name: self._source(name, "stitches", seed)
@@ -164,36 +107,63 @@ class Experiment:
                 rounds=c.rounds,
                 score_images=c.score_images,
                 selection_images=c.selection_images,
+                weights_rate=c.learning_rate,
+                mixup=c.mixup,
+                cutmix=c.cutmix,
+                start=c.start,
+                start_images=c.start_images,
             ),
             mixed_precision=c.precision,
         )
         if not clock.exists():  # the other selections read the search that the first one made
             clock.write_text(str(time.perf_counter() - start))
+        if not any(row.seed == seed for row in self.searches.rows):
+            self._note_search(assembly, seed)
         return self._trained(assembly, mode, seed, c.epochs, float(clock.read_text()))
 
-    def _chosen(self, choose: Callable[[list[Path_], int], Path_], seed: int) -> Row:
+    def _note_search(self, assembly: pa.Assembly, seed: int) -> None:
+        names = {field.name for field in fields(SearchEpoch)}
+        for entry in assembly.history:
+            if entry["kind"] == "epoch":
+                values = {name: value for name, value in entry.items() if name in names}
+                lists = {name: " ".join(str(value) for value in entry[name]) for name in ("scores", "parameters")}
+                self.searches.append(SearchEpoch(**values | lists, seed=seed, conditions=repr(self.conditions)))
+
+    def _chosen(self, choose: Callable[[list[Path_], int], Path_], seed: int, stitches: str | None = None) -> Row:
         start = time.perf_counter()
         path = choose(self._pool(seed), seed)
-        took = time.perf_counter() - start
         assembly = pa.Assembly.compose(self.repository, path, 10, seed=seed)
+        if (stitches or self.conditions.start) == "least_squares":
+            initialize_stitches(assembly, self.repository, self.train[0][: self.conditions.start_images])
+        took = time.perf_counter() - start
         return self._trained(assembly, "stitches", seed, self.conditions.epochs + self.conditions.search_epochs, took)
 
     def _trained(self, assembly: pa.Assembly, mode: str, seed: int, epochs: int, search_seconds: float) -> Row:
-        value = pa.score(assembly, self.train[0][: self.conditions.score_images], seed=seed)
+        c = self.conditions
+        value = pa.score(assembly, self.train[0][: c.score_images], seed=seed)
+        images, labels = self.test
+        # Test images are looked at after every epoch for the curve alone: nothing is chosen by them.
         entries = assembly.finetune(
             self.train,
+            validation=(images[: c.curve_images], labels[: c.curve_images]),
             epochs=epochs,
             mode=mode,
-            learning_rate=self.conditions.learning_rate,
-            batch_size=self.conditions.batch_size,
+            learning_rate=c.full_learning_rate if mode == "full" else c.learning_rate,
+            batch_size=c.batch_size,
             seed=seed,
-            mixed_precision=self.conditions.precision,
+            mixup=c.mixup,
+            cutmix=c.cutmix,
+            mixed_precision=c.precision,
             progress=False,
         )
-        images, labels = self.test
         starts = range(0, len(labels), 250)
         batches = [(images[i : i + 250].to(self.device), labels[i : i + 250].to(self.device)) for i in starts]
         quality = measure_quality(assembly, batches, 10)
+        seconds = list(accumulate(entry["seconds"] for entry in entries))
+        curve = [
+            [round(took, 3), entry["loss"], entry["validation"]["accuracy"]]
+            for took, entry in zip(seconds, entries, strict=True)
+        ]
         cost = measure_cost(assembly, images[:1].to(self.device))
         return Row(
             method="",
@@ -204,10 +174,11 @@ class Experiment:
             parameters=cost.total,
             flops=cost.flops,
             search_seconds=search_seconds,
-            training_seconds=sum(entry["seconds"] for entry in entries),
+            training_seconds=seconds[-1],
             score=value,
             blocks=" ".join(f"{b.network}[{b.first}-{b.last}]" for b in assembly.recipe.blocks),
-            conditions=repr(self.conditions),
+            curve=json.dumps(curve),
+            conditions=repr(c),
             torch=torch.__version__,
             commit=commit(),
         )
@@ -260,118 +231,28 @@ class Experiment:
         return max(pool, key=similarity)
 
 
-# -- Report ------------------------------------------------------------------------------------------------------------
-
-
-def summary(rows: list[Row]) -> str:
-    lines = []
-    for method in dict.fromkeys(row.method for row in rows):
-        runs = [row for row in rows if row.method == method]
-        lines.append(
-            [
-                method,
-                _mean(runs, "accuracy", 100, "{:.1f} %"),
-                _mean(runs, "auroc", 1, "{:.3f}"),
-                _mean(runs, "trained_parameters", 1e-3, "{:.0f} k"),
-                _mean(runs, "parameters", 1e-3, "{:.0f} k"),
-                _mean(runs, "flops", 1e-6, "{:.0f} M"),
-                _mean(runs, "search_seconds", 1, "{:.0f} s"),
-                _mean(runs, "training_seconds", 1, "{:.0f} s"),
-                str(len(runs)),
-            ]
-        )
-    lines.sort(key=lambda line: -float(line[1].split()[0]))
-    heads = [row for row in rows if row.method.endswith(", head")]
-    best = {seed: max(r.accuracy for r in heads if r.seed == seed) for seed in {r.seed for r in heads}}
-    parts = [
-        "# Assemblies of small networks on CIFAR-10",
-        table(["method", "accuracy", "AUROC", "trained", "in all", "FLOPs", "search", "training", "seeds"], lines),
-        "Means over seeds, in brackets the lowest and highest where there are several. *head*: only a new head is "
-        "trained; *all*: everything. Best head of each seed: "
-        f"{100 * statistics.mean(best.values()):.1f} % on average."
-        if best
-        else "",
-        "The four ResNets were trained on lossless CIFAR-10 by others: they know this task, so that a new head for one "
-        "of them is a strong start, which the publication's sources (ImageNet) did not have.",
-        f"Conditions: {rows[-1].conditions}; torch {rows[-1].torch}, commit {rows[-1].commit}. "
-        "Times are from a machine that did other work beside.",
-        "## The assemblies",
-        table(
-            ["method", "seed", "accuracy", "score", "blocks"],
-            [
-                [r.method, str(r.seed), f"{100 * r.accuracy:.1f} %", f"{r.score:.2f}", r.blocks]
-                for r in rows
-                if "PA-DNN" in r.method or "assembly" in r.method
-            ],
-        ),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _mean(runs: list[Row], name: str, factor: float, form: str) -> str:
-    values = [factor * getattr(row, name) for row in runs]
-    text = form.format(statistics.mean(values))
-    if len(values) > 1 and name == "accuracy":
-        text += f" [{min(values):.1f}, {max(values):.1f}]"
-    return text
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    kinds: dict[str, Callable[[Row], bool]] = {
-        "a source, everything trained": lambda r: r.method.endswith(", all"),
-        "a source, new head": lambda r: r.method.endswith(", head"),
-        "assembly by chance, similarity, size": lambda r: r.method.startswith("assembly"),
-        "PA-DNN": lambda r: r.method == "PA-DNN",
-        "PA-DNN, chosen by score": lambda r: r.method == "PA-DNN, by score",
-        "PA-DNN, full-train": lambda r: r.method == "PA-DNN, full-train",
-    }
-    for number, (label, belongs) in enumerate(kinds.items()):
-        chosen = [row for row in rows if belongs(row)]
-        points = [row.trained_parameters for row in chosen], [100 * row.accuracy for row in chosen]
-        axes.scatter(*points, s=30, color=f"C{number}", label=label, alpha=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("trained parameters")
-    axes.set_ylabel("test accuracy, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-
-
-def write_report(rows: list[Row], out: Path, console: Console) -> None:
-    if not rows:
-        console.print("no run is finished yet")
-        return
-    text = summary(rows)
-    with replacing(out / "summary.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    plot(rows, out / "plot.png")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, default=ROOT.parent / "shared/data")
     add("--out", type=Path, default=ROOT / "bench/results/assemble_cifar10")
-    add("--images", type=int, default=2000)
-    add("--test-images", type=int, default=2000)
-    add("--search-epochs", type=int, default=3)
+    add("--images", type=int, default=400)
+    add("--test-images", type=int, default=500)
+    add("--curve-images", type=int, default=200, help="test images for the accuracy after each epoch")
+    add("--search-epochs", type=int, default=2)
     add("--epochs", type=int, default=2)
-    add("--source-images", type=int, default=10000)
-    add("--source-epochs", type=int, default=3)
-    add("--score-images", type=int, default=256)
+    add("--source-images", type=int, default=8000)
+    add("--source-epochs", type=int, default=2)
+    add("--score-images", type=int, default=128)
     add("--rounds", type=int, default=4)
-    add("--selection-images", type=int, default=512)
-    add("--batch-size", type=int, default=32)
-    add("--learning-rate", type=float, default=1e-3, help="of AdamW, in every training after a search")
+    add("--selection-images", type=int, default=200)
+    add("--batch-size", type=int, default=16)
+    add("--learning-rate", type=float, default=1e-2, help="of AdamW for stitches and heads")
+    add("--full-learning-rate", type=float, default=1e-3, help="of AdamW for everything")
+    add("--mixup", type=float, default=0.0, help="the publication's 0.8 costs more epochs than two cores have")
+    add("--cutmix", type=float, default=0.0, help="the publication's is 1")
+    add("--start", default="least_squares", choices=STARTS, help="of stitches; the publication's are random")
+    add("--start-images", type=int, default=64)
     add("--precision", default="bf16", choices=("no", "bf16", "fp16"))
     add("--seeds", type=int, default=2)
     add("--device", default="cpu")
@@ -380,33 +261,40 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     console = Console()
     options.out.mkdir(parents=True, exist_ok=True)
-    runs = Runs(options.out / "runs.csv")
-    if options.report_only:
-        write_report(runs.rows, options.out, console)
+    runs = FinishedRows(options.out / "runs.csv", Row)
+    searches = FinishedRows(options.out / "searches.csv", SearchEpoch)
+    if not options.report_only:
+        torch.set_num_threads(options.threads)
+        conditions = Conditions(**{field.name: getattr(options, field.name) for field in fields(Conditions)})
+        runs.refuse_others(repr(conditions))
+        searches.refuse_others(repr(conditions))
+        try:
+            _train(Experiment(conditions, options.data, options.out, searches), runs, options.seeds, console)
+        except KeyboardInterrupt:
+            console.print(f"stopped; finished runs are in {runs.path}, the same command goes on from there")
+            return 130
+    if not runs.rows:
+        console.print("no run is finished yet")
         return 0
-    torch.set_num_threads(options.threads)
-    conditions = Conditions(**{field.name: getattr(options, field.name) for field in fields(Conditions)})
-    if any(row.conditions != repr(conditions) for row in runs.rows):
-        raise SystemExit(f"{runs.path} holds runs under other conditions; name another --out")
-    try:
-        experiment = Experiment(conditions, options.data, options.out)
-        for seed in range(options.seeds):
-            for method, run in experiment.methods().items():
-                if runs.has(method, seed):
-                    continue
-                row = replace(run(seed), method=method)
-                runs.append(row)
-                console.print(
-                    f"{method}, seed {seed}: {100 * row.accuracy:.1f} %, {row.training_seconds:.0f} s training",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
-    except KeyboardInterrupt:
-        console.print(f"stopped; finished runs are in {runs.path}, the same command goes on from there")
-        return 130
-    write_report(runs.rows, options.out, console)
+    text = write_report(runs.rows, searches.rows, options.out)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _train(experiment: Experiment, runs: FinishedRows[Row], seeds: int, console: Console) -> None:
+    """Every method that is not finished, seed by seed."""
+    for seed in range(seeds):
+        for method, run in experiment.methods().items():
+            if any((row.method, row.seed) == (method, seed) for row in runs.rows):
+                continue
+            row = replace(run(seed), method=method)
+            runs.append(row)
+            console.print(
+                f"{method}, seed {seed}: {100 * row.accuracy:.1f} %, {row.training_seconds:.0f} s training",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 if __name__ == "__main__":

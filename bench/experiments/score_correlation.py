@@ -13,19 +13,19 @@ it stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from cell_networks import EDGES, Cell, CellNetwork, sampled_cells
 from cifar10 import Images, Normalize, read
 from cifar_resnet import MEAN, STD
+from finished_rows import FinishedRows
 from markdown import table
 from provenance import ROOT, commit, device_name
 from rich.console import Console
@@ -82,25 +82,6 @@ class Row:
     conditions: str
     torch: str
     commit: str
-
-
-class Networks:
-    """The finished networks, appended one at a time and atomically."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, list[Row]()
-        if path.exists():
-            readers: dict[str, Any] = {"str": str, "int": int, "float": float}
-            with path.open(newline="") as file:
-                for record in csv.DictReader(file):
-                    self.rows.append(Row(**{f.name: readers[str(f.type)](record[f.name]) for f in fields(Row)}))
-
-    def append(self, row: Row) -> None:
-        self.rows.append(row)
-        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in self.rows)
 
 
 def network(cell: Cell, conditions: Conditions, seed: int) -> CellNetwork:
@@ -281,14 +262,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     console = Console()
     options.out.mkdir(parents=True, exist_ok=True)
-    kept = Networks(options.out / "networks.csv")
+    kept = FinishedRows(options.out / "networks.csv", Row)
     if options.report_only:
         write_report(kept.rows, options.out, console)
         return 0
     torch.set_num_threads(options.threads)
     conditions = Conditions(**{field.name: getattr(options, field.name) for field in fields(Conditions)})
-    if any(row.conditions != repr(conditions) for row in kept.rows):
-        raise SystemExit(f"{kept.path} holds networks under other conditions; name another --out")
+    kept.refuse_others(repr(conditions))
     device = torch.device(options.device)
     train = read(options.data, "train", options.images).to(device)
     test = read(options.data, "test", options.test_images).to(device)

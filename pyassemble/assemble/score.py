@@ -4,6 +4,10 @@
 
 Higher is better. f is the output of the last block: what ``network.features`` gives where a network has such a method
 (an assembly's tensor before its head), else the network's output.
+
+The published score takes batch normalization as it is stored. In a network that was never trained that is mean 0 and
+variance 1, and the score is then little else than the network's gain; ``statistics="batch"`` normalizes by the images'
+own (see :mod:`pyassemble.assemble.batch_statistics`).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pyassemble.assemble.assembly import Assembly
+from pyassemble.assemble.batch_statistics import normalizing_by
 from pyassemble.assemble.prefixes import Executions, Step, refuse_non_finite, run_chains
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, TensorError
 from pyassemble.kernels import frobenius_score, perturb
@@ -42,7 +47,15 @@ class Scored:
     parameters: int
 
 
-def score(network: nn.Module, images: Tensor, *, alpha: float = 0.01, seed: int = 0, batch_size: int = BATCH) -> float:
+def score(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    alpha: float = 0.01,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    statistics: str = "stored",
+) -> float:
     """Scores a network without training it.
 
     Args:
@@ -50,7 +63,10 @@ def score(network: nn.Module, images: Tensor, *, alpha: float = 0.01, seed: int 
         images: (N, C, H, W); the publication takes 2 048. They are moved to the network's device batch by batch.
         alpha: Amplitude of the perturbation.
         seed: Of the perturbation, in [0, 2**63).
-        batch_size: Images at a time, each with its perturbed twin; it does not change the result beyond rounding.
+        batch_size: Images at a time, each with its perturbed twin; with stored statistics it does not change the result
+            beyond rounding.
+        statistics: Of batch normalization: "stored", as published, or those of each "batch" of images and their twins,
+            for networks that were not trained.
 
     Returns:
         The score; -inf if the perturbation moves nothing.
@@ -59,12 +75,20 @@ def score(network: nn.Module, images: Tensor, *, alpha: float = 0.01, seed: int 
         ArgumentTypeError: Not a module, or not a tensor.
         OutOfRangeError: alpha, the seed or the batch size is outside its range.
         TensorError: Images or features that cannot be scored: of the wrong shape, or not finite.
+        UnknownOptionError: Other statistics.
     """
-    return float(score_batch([network], images, alpha=alpha, seed=seed, batch_size=batch_size)[0])
+    found = score_batch([network], images, alpha=alpha, seed=seed, batch_size=batch_size, statistics=statistics)
+    return float(found[0])
 
 
 def score_batch(
-    networks: Sequence[nn.Module], images: Tensor, *, alpha: float = 0.01, seed: int = 0, batch_size: int = BATCH
+    networks: Sequence[nn.Module],
+    images: Tensor,
+    *,
+    alpha: float = 0.01,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    statistics: str = "stored",
 ) -> Tensor:
     """Scores several networks on the same images and perturbations, in one launch of the fused kernel a batch.
 
@@ -76,6 +100,7 @@ def score_batch(
         alpha: Amplitude of the perturbation.
         seed: Of the perturbation.
         batch_size: Images at a time.
+        statistics: As :func:`score`.
 
     Returns:
         (n,) float32 on the CPU, in the order of the networks.
@@ -84,11 +109,12 @@ def score_batch(
         ArgumentTypeError: Not modules, or not a tensor.
         OutOfRangeError: alpha, the seed or the batch size is outside its range.
         TensorError: Images or features that cannot be scored; the message names the network.
+        UnknownOptionError: Other statistics.
     """
     if isinstance(networks, nn.Module) or not all(isinstance(network, nn.Module) for network in networks):
         raise ArgumentTypeError("networks must be a sequence of torch.nn.Module")
     chains = [chain_of(network, f"network {k} ({type(network).__name__})") for k, network in enumerate(networks)]
-    with evaluating(networks):
+    with evaluating(networks), normalizing_by(networks, statistics):
         scores, _ = score_chains(
             chains, images, device=_device(networks), alpha=alpha, seed=seed, batch_size=batch_size
         )
@@ -96,7 +122,13 @@ def score_batch(
 
 
 def score_table(
-    networks: Mapping[str, nn.Module], images: Tensor, *, alpha: float = 0.01, seed: int = 0, batch_size: int = BATCH
+    networks: Mapping[str, nn.Module],
+    images: Tensor,
+    *,
+    alpha: float = 0.01,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    statistics: str = "stored",
 ) -> list[Scored]:
     """Scores named networks and counts their parameters.
 
@@ -106,6 +138,7 @@ def score_table(
         alpha: Amplitude of the perturbation.
         seed: Of the perturbation.
         batch_size: Images at a time.
+        statistics: As :func:`score`.
 
     Returns:
         One entry a network, in the order given.
@@ -113,7 +146,9 @@ def score_table(
     Raises:
         PyAssembleError: As :func:`score_batch` raises.
     """
-    found = score_batch(list(networks.values()), images, alpha=alpha, seed=seed, batch_size=batch_size)
+    found = score_batch(
+        list(networks.values()), images, alpha=alpha, seed=seed, batch_size=batch_size, statistics=statistics
+    )
     return [
         Scored(name, float(value), sum(parameter.numel() for parameter in network.parameters()))
         for (name, network), value in zip(networks.items(), found, strict=True)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pyassemble.assemble.assembly_network import AssemblyNetwork, Joint, Routed
+from pyassemble.assemble.batch_statistics import normalizing_by
 from pyassemble.assemble.candidates import SELECTIONS, Candidate
 from pyassemble.assemble.initialization import fit_stitch
 from pyassemble.assemble.partition import Embedding, Partition, PartitionNetwork
@@ -307,14 +308,16 @@ class Search:
         if last:
             evaluated.append(self._evaluated(self.policy.best(logits)))
             paths.append(evaluated[1][0])
-        scores, executions = score_chains(
-            [self.network.chain(path, initial=True) for path in paths],
-            self._images_to_score(),
-            device=self.repository.device,
-            alpha=self.settings.alpha,
-            seed=derived_seed(self.seed, "noise"),
-            batch_size=self.settings.score_batch,
-        )
+        blocks = (segment for name in self.repository.names for segment in self.repository[name].segments)
+        with normalizing_by(blocks, self.settings.statistics):
+            scores, executions = score_chains(
+                [self.network.chain(path, initial=True) for path in paths],
+                self._images_to_score(),
+                device=self.repository.device,
+                alpha=self.settings.alpha,
+                seed=derived_seed(self.seed, "noise"),
+                batch_size=self.settings.score_batch,
+            )
         scores = mean_over_processes(self._accelerator, scores.to(self.repository.device)).cpu()
         self._improve(drawn, self._rewards(scores, evaluated[0][2], drawn), features)
         found = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyassemble.assemble.assembly_network import ROUTING
+from pyassemble.assemble.batch_statistics import check_statistics
 from pyassemble.assemble.ppo import FORMS
 from pyassemble.errors import OutOfRangeError, UnknownOptionError
 
@@ -23,6 +24,8 @@ class SearchSettings:
         score_images: Images of the validation half that the score is taken on.
         score_batch: Images at a time there.
         alpha: Amplitude of the score's perturbation.
+        statistics: Of batch normalization in the score: "stored", as published, or those of each "batch": behind random
+            stitches the stored ones do not fit, and the score is mostly the network's gain.
         selection_images: Images of the validation half that candidates are compared on.
         weights_rate: AdamW's learning rate for stitches and heads.
         router_rate: SGD's for the routers.
@@ -47,6 +50,7 @@ class SearchSettings:
     score_images: int = 2048
     score_batch: int = 64
     alpha: float = 0.01
+    statistics: str = "stored"
     selection_images: int = 2048
     weights_rate: float = 1e-3
     router_rate: float = 0.01
@@ -63,6 +67,7 @@ class SearchSettings:
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
+        check_statistics(self.statistics)
         for option, known in (("form", FORMS), ("routing", ROUTING), ("reward", REWARDS), ("start", STARTS)):
             if getattr(self, option) not in known:
                 raise UnknownOptionError(option, getattr(self, option), known)

@@ -2,7 +2,8 @@
 
 A network can be cut where one tensor is all that the rest of the forward pass needs of what came before. Of these
 places those are taken that lie at the end of a block of the publication's standardization (DPIAT); layers between two
-blocks go with the first. Global pooling and everything after it is the head.
+blocks go with the first. Where the standardization leaves nothing to cut between, as it flattens deeper nesting, the
+blocks are the innermost modules that can be cut apart. Global pooling and everything after it is the head.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from pyassemble.errors import CutError
+from pyassemble.network.block_spans import BlockSpan, module_spans, standardized_spans
 from pyassemble.network.blocks import standardize_blocks
 from pyassemble.network.graph_module import TracedNetwork, traced
 from pyassemble.network.shapes import FeatureShape, feature_shapes
@@ -22,8 +24,6 @@ from pyassemble.network.slices import is_restorable, sliced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    from pyassemble.network.layers import LayerSequence
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,8 +88,14 @@ def cut(network: nn.Module, example_input: torch.Tensor) -> CutNetwork:
         raise CutError(f"{kind} takes inputs of shape {tuple(example_input.shape)}; images (B, C, H, W) are accepted")
     sink_constants(graph)
     crossings = _crossings(graph)
-    blocks = _blocks(graph, sequence)
+    blocks = standardized_spans(graph, sequence)
     last = _last_features(crossings, blocks)
+    if last is not None and len(_cut_points(blocks, crossings, last)) < 2:
+        # All in one block: torchvision's ConvNeXt and EfficientNet hold each stage in a container of its own, which
+        # the standardization flattens.
+        inner = module_spans(graph, lambda spans: len(_cut_points(spans, crossings, crossings[-1])) > 1)
+        if inner:
+            blocks, last = inner, _last_features(crossings, inner)
     if last is None:
         raise CutError(f"{kind} has no features (B, C, H, W) or (B, N, C) that all of its head is computed from")
     points = _cut_points(blocks, crossings, last)
@@ -120,14 +126,6 @@ class Crossing(NamedTuple):
     node: fx.Node
     shape: FeatureShape
     pools: bool
-
-
-class _Block(NamedTuple):
-    """A block of the standardized network: its name, and the positions of its first and last step."""
-
-    name: str
-    start: int
-    end: int
 
 
 def sink_constants(graph: TracedNetwork) -> None:
@@ -216,45 +214,7 @@ def _pools(graph: TracedNetwork, node: fx.Node, shapes: Mapping[fx.Node, Feature
     return to_one_pixel or (before.kind == after.kind == "tokens" and after.size[0] < before.size[0])
 
 
-def _blocks(graph: TracedNetwork, sequence: LayerSequence) -> list[_Block]:
-    """The network's blocks that the forward pass goes through, in order of execution."""
-    nodes = list(graph.module.graph.nodes)
-    position = {node: i for i, node in enumerate(nodes)}
-    steps: dict[str, list[int]] = {}
-    for i, node in enumerate(nodes):
-        for path, _ in node.meta.get("nn_module_stack", {}).values():
-            steps.setdefault(path, []).append(i)
-    found: dict[str, _Block] = {}
-    for element in sequence.elements:
-        name = _common_parent(sequence.names[element.start : element.stop])
-        if not element.is_block or not name:
-            continue
-        # Inside a step that cannot be traced only that step is seen.
-        seen = next((part for part in _with_parents(name) if part in steps), None)
-        if seen is not None:
-            inside = [*steps[seen], *(position[node] for node in graph.outputs.get(seen, ()))]
-            found[name] = _Block(name, min(inside), max(inside))
-    return sorted(found.values(), key=lambda block: (block.start, block.end))
-
-
-def _common_parent(names: Sequence[str]) -> str:
-    """Name of the innermost module that holds all of these."""
-    paths = [name.split(".") for name in names]
-    shared: list[str] = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared)
-
-
-def _with_parents(name: str) -> Iterable[str]:
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-
-
-def _last_features(crossings: Sequence[Crossing], blocks: Sequence[_Block]) -> Crossing | None:
+def _last_features(crossings: Sequence[Crossing], blocks: Sequence[BlockSpan]) -> Crossing | None:
     """The last tensor before the global pooling."""
     pixel = len(crossings)  # from here on, all is down to one pixel
     while pixel and crossings[pixel - 1].shape.height * crossings[pixel - 1].shape.width == 1:
@@ -272,7 +232,9 @@ def _last_features(crossings: Sequence[Crossing], blocks: Sequence[_Block]) -> C
     return crossings[end - 1] if end else None
 
 
-def _cut_points(blocks: Sequence[_Block], crossings: Sequence[Crossing], last: Crossing) -> list[tuple[Crossing, str]]:
+def _cut_points(
+    blocks: Sequence[BlockSpan], crossings: Sequence[Crossing], last: Crossing
+) -> list[tuple[Crossing, str]]:
     """The places to cut at, the last before the head, each with the name of the block before it."""
     body = [block for block in blocks if block.start <= last.position]
     points: dict[int, tuple[Crossing, str]] = {}

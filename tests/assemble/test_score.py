@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pyassemble as pa
 from pyassemble.assemble.prefixes import Executions, run_chains
 from pyassemble.assemble.score import score, score_batch, score_table
-from pyassemble.errors import ArgumentTypeError, OutOfRangeError, PyAssembleError, TensorError
+from pyassemble.errors import ArgumentTypeError, OutOfRangeError, PyAssembleError, TensorError, UnknownOptionError
 from pyassemble.kernels import perturb
 from tests.assemble.small import problem, shared_repository
 from tests.networks import build, same_state, snapshot
@@ -150,3 +150,37 @@ class TestAssemblies:
         found = score_batch([one, other], images)
         assert found[0] != found[1]
         assert found.tolist() == [score(one, images), score(other, images)]
+
+
+def test_statistics_of_the_batch_divide_the_gain_of_an_untrained_network_out() -> None:
+    images = torch.randn(8, 3, 9, 9)
+    quiet, loud = WithFeatures(), WithFeatures()
+    loud.load_state_dict(quiet.state_dict())
+    with torch.no_grad():
+        loud.body[0].weight.mul_(20)
+        loud.body[0].bias.mul_(20)
+    before = snapshot(loud)
+    stored = score_batch([quiet, loud], images)
+    assert float(stored[1] - stored[0]) == pytest.approx(math.log(20), abs=1e-3)
+    found = score_batch([quiet, loud], images, statistics="batch")
+    assert float(found[1] - found[0]) == pytest.approx(0, abs=1e-3)
+    assert same_state(loud, before)
+
+
+def test_statistics_of_the_batch_are_those_of_training() -> None:
+    network, images = WithFeatures().train(), torch.randn(6, 3, 9, 9)
+    both = torch.cat([images, perturb(images, 0.05, seed=4)])
+    layer = network.body[1]
+    tracked = [buffer.clone() for buffer in layer.buffers()]
+    found = score(network, images, alpha=0.05, seed=4, statistics="batch")
+    assert all(torch.equal(a, b) for a, b in zip(tracked, layer.buffers(), strict=True))
+    assert layer.training
+    assert layer.track_running_stats
+    with torch.no_grad():
+        output = network.features(both)
+    assert found == pytest.approx(math.log(float((output[:6] - output[6:]).flatten(1).norm(dim=1).mean())), abs=1e-3)
+
+
+def test_unknown_statistics_are_refused() -> None:
+    with pytest.raises(UnknownOptionError, match="statistics"):
+        score(WithFeatures(), torch.randn(2, 3, 9, 9), statistics="running")
