@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 import pyassemble as pa
 from bench.interleaved import medians, smoke_run
@@ -45,7 +47,7 @@ def candidates(networks: pa.Repository, count: int) -> tuple[AssemblyNetwork, li
 def test_scoring_with_shared_prefixes(record: Any, request: pytest.FixtureRequest) -> None:
     smoke = smoke_run(request.config)
     networks = repository()
-    images = torch.randn(8 if smoke else 32, 3, SIDE, SIDE)
+    images = torch.randn(8, 3, SIDE, SIDE)
     device = torch.device("cpu")
     for count in (4,) if smoke else (4, 16, 64):
         net, paths = candidates(networks, count)
@@ -61,7 +63,7 @@ def test_scoring_with_shared_prefixes(record: Any, request: pytest.FixtureReques
             return torch.cat([score_chains([chain], images, device=device)[0] for chain in chains])
 
         torch.testing.assert_close(shared(), alone(), rtol=0, atol=1e-5)
-        took = medians({"shared": shared, "alone": alone}, "cpu", 1 if smoke else 5)
+        took = medians({"shared": shared, "alone": alone}, "cpu", 1 if smoke else 3)
         what = f"scoring {count} candidate assemblies of {len(NAMES)} networks"
         record(what, took["shared"], "s", peer="one pass each", peer_value=took["alone"])
         ran = together[0]
@@ -82,3 +84,27 @@ def test_training_stitches_only(record: Any, request: pytest.FixtureRequest) -> 
     took = medians({mode: trained(mode) for mode in ("stitches", "full")}, "cpu", 1 if smoke else 5)
     what = "an epoch of fine-tuning stitches and head"
     record(what, took["stitches"], "s", peer="fine-tuning everything", peer_value=took["full"])
+
+    def kept(mode: str) -> int:
+        return kept_bytes(pa.Assembly.compose(networks, blocks, 10), data[0][:16], mode)
+
+    what = "memory of a step beside weights: activations kept, gradients, AdamW's moments"
+    record(what, kept("stitches") / 2**20, "MiB", peer="fine-tuning everything", peer_value=kept("full") / 2**20)
+
+
+def kept_bytes(assembly: pa.Assembly, images: torch.Tensor, mode: str) -> int:
+    """What a step of training holds at the end of its forward pass, and for its trainable weights."""
+    assembly.train_blocks(mode == "full")
+    assembly.train()
+    storages: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = assembly(images)
+    assert logits.requires_grad  # the graph, and with it every storage counted, is alive
+    own = {tensor.untyped_storage().data_ptr() for tensor in chain(assembly.parameters(), assembly.buffers())}
+    activations = sum(size for place, size in storages.items() if place not in own)
+    return activations + 3 * sum(p.nbytes for p in assembly.parameters() if p.requires_grad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from pyassemble.kernels import gate_open_probability, hard_concrete_eval, hard_concrete_gate, hard_concrete_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
 LOC_MEAN, LOC_SD = 1.0, 0.01  # Merging
 
@@ -71,6 +72,7 @@ class GateBank(nn.Module):
         self.step: Tensor
         self.learned = frozenset(range(len(sizes)))
         self.forced_open = False
+        self._drawn: dict[Hashable, Tensor] | None = None
 
     def advance(self) -> None:
         """The next forward pass draws anew."""
@@ -98,6 +100,23 @@ class GateBank(nn.Module):
     def seed(self, group: int) -> Tensor:
         """Seed of a group in this forward pass: no two groups draw alike."""
         return self.step * len(self.locs) + group
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """What several sites ask for is computed once inside: a residual stream enters many layers."""
+        before, self._drawn = self._drawn, {}
+        try:
+            yield
+        finally:
+            self._drawn = before
+
+    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor that was made before in this pass, or is made now."""
+        if self._drawn is None:
+            return make()
+        if key not in self._drawn:
+            self._drawn[key] = make()
+        return self._drawn[key]
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -129,6 +148,7 @@ class GateSite(nn.Module):
         whole = torch.arange(sum(len(bank.locs[g]) for g in self.groups))
         self.register_buffer("index", index.to(bank.step.device), persistent=False)
         self.index: Tensor
+        self._key = (tuple(self.groups), tuple(index.tolist()))
         # Each position its own gate, in order: nothing has to be looked up, and the kernel draws as it multiplies.
         self.direct = len(self.groups) == 1 and torch.equal(index, whole)
         # Each gate for as many neighbouring positions, as a head's or a flattened map's: a dimension of its own.
@@ -159,12 +179,20 @@ class GateSite(nn.Module):
         return y
 
     def _values(self, x: Tensor) -> Tensor:
-        values = torch.cat([self._of(group, len(x)) for group in self.groups], 1).index_select(1, self.index)
+        values = self._bank[0].once((*self._key, len(x), self.training), lambda: self._of_positions(len(x)))
         shape = [1] * x.ndim
         shape[0], shape[self.dim] = values.shape
         return values.reshape(shape).to(x.dtype)
 
-    def _of(self, group: int, batch: int) -> Tensor:
+    def _of_positions(self, batch: int) -> Tensor:
+        """(B, P) or (1, P): the gate of each position."""
+        parts = [
+            self._bank[0].once((group, batch, self.training), partial(self._of_group, group, batch))
+            for group in self.groups
+        ]
+        return torch.cat(parts, 1).index_select(1, self.index)
+
+    def _of_group(self, group: int, batch: int) -> Tensor:
         """(B, n) or (1, n): the gates of one group."""
         bank = self._bank[0]
         loc = bank.locs[group]

@@ -125,7 +125,8 @@ class WideStudent(nn.Module):
         """What the architecture's forward gives; in training with gates drawn anew for every sample."""
         if self.training:
             self.gates.advance()
-        return self.graph(*inputs)
+        with self.gates.one_pass():
+            return self.graph(*inputs)
 
     @property
     def gate_groups(self) -> dict[str, GateGroup]:

@@ -149,10 +149,20 @@ def test_smallest_form(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "state")
     assert main([*arguments, "--report-only"]) == 0
     assert (tmp_path / "runs.csv").read_bytes() == before
-    assert (tmp_path / "summary.md").read_text() == summary
+    assert (tmp_path / "summary.md").read_text() == summary.split("\n\n## Runs that miss")[0] + "\n\n"
     other = ["--strategies", "one long run", "--seed", "1"]
     with pytest.raises(ValueError, match="strategies of different seed"):
         main([*arguments, *other])
+
+
+def test_missed_half_waves() -> None:
+    from sine_report import missed_half_waves
+
+    x = torch.linspace(0, 1, 501)
+    sine = torch.sin(10 * torch.pi * x)
+    straight = torch.where(x > 0.85, 1 - (x - 0.85) * 14, sine)  # never turns at 0.95
+    assert missed_half_waves(torch.stack([sine, straight, sine + 0.2])) == [0] * 9 + [1]
+    assert missed_half_waves((straight - 0.5)[None]) == [1] * 10
 
 
 def test_every_strategy_has_as_many_epochs() -> None:
