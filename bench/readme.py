@@ -6,39 +6,104 @@ python bench/readme.py
 from __future__ import annotations
 
 import csv
+import math
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 
 
-def benchmarks(name: str) -> str:
-    """Table of the last saved run of that name, its conditions under it."""
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+SAVE = "--benchmark-enable --save-results"
+
+
+def saved(name: str) -> list[dict[str, str]]:
+    """The figures of the last saved run of that name; none where there was no run."""
+    file = RESULTS / f"{name}.csv"
+    if not file.exists():
+        return []
+    with file.open(newline="") as content:
+        return list(csv.DictReader(content))
+
+
+def conditions(rows: list[dict[str, str]], suites: str, name: str) -> str:
+    """Under what a table's figures were measured, and the command for it."""
+    last = rows[-1]
+    return (
+        f"Medians, alternating with the peer in one run: `python -m pytest {suites} {SAVE} {name}`. "
+        f"{last['device']}, Python {last['python']}, torch {last['torch']}, commit {last['commit']}."
+    )
+
+
+def benchmarks(rows: list[dict[str, str]]) -> str:
+    """A line for each figure, with its peer's and their ratio where there is one."""
     lines = ["| what | pyassemble | peer | ratio |", "|---|---|---|---|"]
     for row in rows:
         peer = f"{row['peer']}: {quantity(row['peer_value'], row['unit'])}" if row["peer"] else ""
-        ratio = f"{float(row['ratio']):,.0f} ×".replace(",", " ") if row["ratio"] else ""
+        ratio = f"{factor(float(row['ratio']))} ×" if row["ratio"] else ""
         lines.append(f"| {row['what']} | {quantity(row['value'], row['unit'])} | {peer} | {ratio} |")
-    last = rows[-1]
-    suites = {"transfer": "bench/test_recurrence.py bench/test_transfer.py", "zoo": "bench/test_zoo.py"}
-    lines.append("")
-    lines.append(
-        f"Medians, alternating with the peer in one run: "
-        f"`python -m pytest {suites[name]} --benchmark-enable --save-results {name}`. "
-        f"{last['device']}, Python {last['python']}, torch {last['torch']}, commit {last['commit']}."
-    )
     return "\n".join(lines)
+
+
+def factor(ratio: float) -> str:
+    """A ratio in as many digits as say something."""
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}".replace(",", " ")
+
+
+def transfer_benchmarks() -> str:
+    """Alignment and transfer beside the published code, and the share of the machine's peak."""
+    rows = saved("transfer")
+    suites = "bench/test_recurrence.py bench/test_transfer.py"
+    return f"{benchmarks(rows)}\n\n{conditions(rows, suites, 'transfer')}"
+
+
+GROWTH = re.compile(
+    r"(?P<what>[^,]+), (?P<size>[\d,]+) synthetic networks \((?P<blocks>[\d,]+) distinct blocks\)(?P<rest>.*)"
+)
+
+
+def zoo_benchmarks() -> str:
+    """The zoo of timm; then how time and memory grow with the number of networks."""
+    rows = saved("zoo")
+    found = [(GROWTH.fullmatch(row["what"]), row) for row in rows]
+    parts = [benchmarks([row for match, row in found if match is None])]
+    grown: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    for match, row in found:
+        if match is not None:
+            case = grown.setdefault((match["what"], match["size"], match["blocks"]), {})
+            case[match["rest"].removeprefix(": ")] = row
+    if grown:
+        lines = ["| synthetic networks | distinct blocks | what | time | memory beside the zoo | aligned |"]
+        lines.append("|---|---|---|---|---|---|")
+        for (what, size, blocks), case in grown.items():
+            cells = [
+                quantity(case[key]["value"], case[key]["unit"]) if key in case else "" for key in ("", MEMORY, ALIGNED)
+            ]
+            lines.append(f"| {' | '.join((size, blocks, what, *cells))} |")
+        parts += ["\n".join(lines), growth_law(grown)]
+    parts.append(conditions(rows, "bench/test_zoo.py", "zoo"))
+    return "\n\n".join(parts)
+
+
+MEMORY, ALIGNED = "memory beside the zoo", "aligned"
+
+
+def growth_law(grown: dict[tuple[str, str, str], dict[str, dict[str, str]]]) -> str:
+    """Between the smallest and the largest measured zoo, the power of its size that the time grows with."""
+    laws = []
+    for what in dict.fromkeys(key[0] for key in grown):
+        points = [
+            (int(size.replace(",", "")), float(case[""]["value"])) for (w, size, _), case in grown.items() if w == what
+        ]
+        if len(points) > 1:
+            (n, first), (m, last) = points[0], points[-1]
+            laws.append(f"{what} with the power {math.log(last / first) / math.log(m / n):.2f} from {n:,} to {m:,}")
+    return f"Time grows with the number of networks: {'; '.join(laws)}." if laws else ""
 
 
 def kernels() -> str:
     """Table of the last saved run of the kernels' benchmarks: one line for each case, one column for each peer."""
-    saved = RESULTS / "kernels.csv"
-    if not saved.exists():
-        return "No figures have been saved yet."
-    with saved.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = saved("kernels")
     shares = {row["what"].removesuffix(": of copy bandwidth"): row for row in rows if row["unit"] == "%"}
     lines = [
         "| what | time | published form | good eager | torch.compile | of copy bandwidth |",
@@ -50,14 +115,8 @@ def kernels() -> str:
         share = f"{float(shares[what]['value']):.0f} %" if what in shares else ""
         cells = [quantity(measured[0]["value"], "s"), *(ratios.get(p, "") for p in ("published", "eager", "compiled"))]
         lines.append(f"| {' | '.join([what, *cells, share])} |")
-    last = rows[-1]
-    lines.append("")
-    lines.append(
-        "Medians of alternating turns; a peer's time as a multiple of ours: "
-        "`python -m pytest bench/test_hard_concrete.py bench/test_frobenius.py bench/test_perturbation.py "
-        "--benchmark-enable --save-results kernels`. "
-        f"{last['device']}, Python {last['python']}, torch {last['torch']}, commit {last['commit']}."
-    )
+    suites = "bench/test_hard_concrete.py bench/test_frobenius.py bench/test_perturbation.py"
+    lines += ["", f"A peer's time as a multiple of ours. {conditions(rows, suites, 'kernels')}"]
     return "\n".join(lines)
 
 
@@ -71,87 +130,114 @@ def quantity(value: str, unit: str) -> str:
     return f"{number:.3g} {unit}"
 
 
+def parts_of(name: str) -> dict[str, str]:
+    """What stands under each heading of an experiment's summary; under "" what stands before the first."""
+    first, *others = (RESULTS / name / "summary.md").read_text(encoding="utf-8").split("\n## ")
+    cut = [other.partition("\n") for other in others]
+    return {"": first.partition("\n")[2].strip()} | {heading.strip(): text.strip() for heading, _, text in cut}
+
+
+def experiment(name: str, command: str, pictures: dict[str, str], shown: list[str]) -> str:
+    """How an experiment is run, where its figures are, its pictures, and parts of its summary.
+
+    Args:
+        name: Its folder among the results.
+        command: Arguments of python.
+        pictures: File names to what they show.
+        shown: Texts that follow.
+    """
+    link = f"bench/results/{name}"
+    lines = [f"`python {command}`; all figures and conditions: [summary.md]({link}/summary.md)."]
+    lines += [f"![{what}]({link}/{file})" for file, what in pictures.items()]
+    return "\n\n".join(lines + shown)
+
+
 def transfer_results() -> str:
-    """The experiment's plot, and the parts of its summary that answer a reader's first questions."""
-    folder = RESULTS / "transfer_cifar10"
-    parts = (folder / "summary.md").read_text(encoding="utf-8").split("\n## ")
-    shown = [part for part in parts[1:] if not part.startswith("All pairs")]
-    link = folder.relative_to(ROOT).as_posix()
-    lines = [
-        f"`python bench/experiments/transfer_cifar10.py`; every pair is in [summary.md]({link}/summary.md).",
-        f"![test accuracy by epoch, and effectiveness by similarity]({link}/plot.png)",
-        *(f"### {part.strip()}" for part in shown),
-    ]
-    return "\n\n".join(lines)
+    """The experiment's plot, and the comparison with the published code."""
+    parts = parts_of("transfer_cifar10")
+    shown = [text for heading, text in parts.items() if heading and heading != "All pairs"]
+    return experiment(
+        "transfer_cifar10",
+        "bench/experiments/transfer_cifar10.py",
+        {"plot.png": "test accuracy by epoch, and effectiveness by similarity"},
+        shown,
+    )
 
 
 def ranking_results() -> str:
-    """The ranking experiment's picture and its table over all targets."""
-    folder = RESULTS / "source_ranking"
-    parts = (folder / "summary.md").read_text(encoding="utf-8").split("\n## ")
-    pooled = next(part for part in parts if part.startswith("Pooled within targets"))
-    link = folder.relative_to(ROOT).as_posix()
-    lines = [
-        "### Which source first?",
-        f"`python bench/experiments/source_ranking.py`; every target and candidate is in "
-        f"[summary.md]({link}/summary.md).",
-        f"![gain by similarity and by size, and how well each score orders sources]({link}/plot.png)",
-        pooled.partition("\n")[2].strip(),
-    ]
-    return "\n\n".join(lines)
+    """The ranking experiment's picture and its verdicts."""
+    pooled = parts_of("source_ranking")["Pooled within targets"]
+    return experiment(
+        "source_ranking",
+        "bench/experiments/source_ranking.py",
+        {"plot.png": "gain by similarity and by size, and how well each score orders sources"},
+        [pooled.partition("\n\n|")[0]],
+    )
 
 
 def merge_results() -> str:
-    """The sine experiment's picture and tables, the table on CIFAR-10, and the cost of a step."""
+    """The sine experiment, CIFAR-10, what a bound of memory costs, and what the gates do."""
     lines = []
     for name, heading in (
         ("merge_sine", "The publication's sine experiment, samples in one order as in its code"),
-        ("merge_sine_shuffled", "The publication's sine experiment, a new order of the samples for every epoch"),
+        ("merge_sine_shuffled", "The same, a new order of the samples for every epoch"),
     ):
-        sine = RESULTS / name
-        if not (sine / "summary.md").exists():
-            continue
-        parts = (sine / "summary.md").read_text(encoding="utf-8").split("\n## ")
-        link = sine.relative_to(ROOT).as_posix()
+        parts = list(parts_of(name).values())
         option = " --shuffled" if name.endswith("shuffled") else ""
-        lines += [
-            f"### {heading}",
-            f"`python bench/experiments/merge_sine.py{option}`; [summary.md]({link}/summary.md).",
-            f"![test losses of the three strategies, and the curves they learned]({link}/plot.png)",
-            parts[0].partition("\n")[2].strip(),
-            parts[1].partition("\n")[2].strip(),
-        ]
-    cifar = RESULTS / "merge_cifar10"
-    if (cifar / "summary.md").exists():
-        link = cifar.relative_to(ROOT).as_posix()
-        lines += [
-            "### CIFAR-10, against what else the epochs could have been spent on",
-            f"`python bench/experiments/merge_cifar10.py`; [summary.md]({link}/summary.md).",
-            f"![test accuracy of each strategy]({link}/plot.png)",
-            (cifar / "summary.md").read_text(encoding="utf-8").split("\n## ")[0].partition("\n")[2].strip(),
-        ]
-    if (RESULTS / "merge.csv").exists():
-        lines += ["### What the gates cost", step_costs()]
+        pictures = {} if option else {"plot.png": "test losses of the strategies, and the curves they learned"}
+        command = f"bench/experiments/merge_sine.py{option}"
+        lines += [f"### {heading}", experiment(name, command, pictures, [parts[0], parts[1]])]
+    lines.append("### CIFAR-10, against what else the epochs could have been spent on")
+    for name in ("small_vgg", "resnet20"):
+        folder = f"merge_cifar10/{name}"
+        command = f"bench/experiments/merge_cifar10.py --architectures {name}"
+        lines.append(experiment(folder, command, {}, [parts_of(folder)[""].split("\n\n")[0]]))
+    lines.append("### Within a bound of memory")
+    command = "bench/experiments/merge_memory.py"
+    lines.append(experiment("merge_memory", command, {}, [parts_of("merge_memory")[""]]))
+    if rows := saved("merge"):
+        lines += ["### What the gates cost", step_costs(rows)]
     return "\n\n".join(lines)
 
 
-def step_costs() -> str:
+def step_costs(rows: list[dict[str, str]]) -> str:
     """Table of the last saved run of the wide student's step."""
-    with (RESULTS / "merge.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
     lines = ["| step | with gates | without | ratio |", "|---|---|---|---|"]
     for row in rows:
         if row["peer"]:
             ratio = float(row["value"]) / float(row["peer_value"])
             times = quantity(row["value"], "s"), quantity(row["peer_value"], "s")
             lines.append(f"| {row['what']} | {times[0]} | {times[1]} | {ratio:.2f} × |")
-    last = rows[-1]
-    lines.append("")
-    lines.append(
-        "Medians of alternating turns: `python -m pytest bench/test_merge.py --benchmark-enable --save-results merge`. "
-        f"{last['device']}, Python {last['python']}, torch {last['torch']}, commit {last['commit']}."
-    )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", conditions(rows, "bench/test_merge.py", "merge")])
+
+
+def assemble_results() -> str:
+    """The publication's Table 1 on small networks, the score's correlation with accuracy, and the benchmarks."""
+    table = parts_of("assemble_cifar10")[""]
+    score = parts_of("score_correlation")[""].split("\n\n")
+    lines = [
+        "### On CIFAR-10, with a small budget",
+        experiment(
+            "assemble_cifar10",
+            "bench/experiments/assemble_cifar10.py",
+            {"accuracy_by_size.png": "test accuracy against trained parameters"},
+            [table],
+        ),
+        "### Does the score follow accuracy?",
+        experiment(
+            "score_correlation",
+            "bench/experiments/score_correlation.py",
+            {"plot.png": "score and parameter count against accuracy"},
+            score[:2],
+        ),
+    ]
+    if rows := saved("assemble"):
+        lines += [
+            "### What sharing and freezing save",
+            benchmarks(rows),
+            conditions(rows, "bench/test_assemble.py", "assemble"),
+        ]
+    return "\n\n".join(lines)
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -161,19 +247,24 @@ def replaced(text: str, name: str, content: str) -> str:
     return f"{text[:start]}\n{content}\n\n{text[end:]}"
 
 
+PARTS = {
+    "bench": transfer_benchmarks,
+    "zoo": zoo_benchmarks,
+    "merge": merge_results,
+    "assemble": assemble_results,
+    "kernels": kernels,
+    "transfer": transfer_results,
+    "ranking": ranking_results,
+}
+
+
 def main() -> None:
     """Rewrite README.md."""
     readme = ROOT / "README.md"
-    text = replaced(readme.read_text(encoding="utf-8"), "bench", benchmarks("transfer"))
-    parts = {
-        "zoo": benchmarks("zoo"),
-        "merge": merge_results(),
-        "kernels": kernels(),
-        "transfer": transfer_results(),
-    }
-    for name, content in parts.items():
-        text = replaced(text, name, content)
-    readme.write_text(replaced(text, "ranking", ranking_results()), encoding="utf-8")
+    text = readme.read_text(encoding="utf-8")
+    for name, content in PARTS.items():
+        text = replaced(text, name, content())
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

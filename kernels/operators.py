@@ -83,7 +83,9 @@ def differentiable(
     Transformed.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def call(*arguments: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
+        # Dynamo of torch 2.14 fails in a Function under vmap, but follows the operator's own rule; under
+        # torch.func.grad it refuses both.
+        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
             return Transformed.apply(*arguments)
         return operator(*arguments)
 
