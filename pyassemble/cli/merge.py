@@ -105,6 +105,14 @@ def merge(
     first_lambda: Annotated[
         float, typer.Option(help="Weight of the sparsity loss at first.", rich_help_panel=OPTIONS_PANEL)
     ] = 0.05,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            help="Bound on parameters while importance is learned, in multiples of the networks' own, such as 1.3.",
+            rich_help_panel=OPTIONS_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every random choice.", rich_help_panel=OPTIONS_PANEL, min=0)] = 0,
     device: Annotated[
         str | None,
@@ -154,7 +162,9 @@ def merge(
         teachers = _teachers(specs, weights or [], pretrained, num_classes, _device(device))
     preprocessing = preprocessing_for(teachers[0], size)
     train, held_out = _images(data, validation, preprocessing, seed)
-    merging = _Merging(teachers, train, held_out, preprocessing, seed, batch_size, workers, mixed_precision.value)
+    merging = _Merging(
+        teachers, train, held_out, preprocessing, memory, seed, batch_size, workers, mixed_precision.value
+    )
     folder = out.with_name(f"{out.name}.merging") if checkpoint is None else checkpoint
     try:
         result = merging.run(epochs, settings, _augmentation(augment, preprocessing), folder)
@@ -168,6 +178,7 @@ def merge(
         "validation images": len(held_out),  # type: ignore[arg-type]
         "epochs": epochs,
         "batch size": batch_size,
+        "bound of memory": memory,
         "seed": seed,
     }
     document = merge_json(result, merging.student.gate_groups, rows, run)
@@ -195,6 +206,7 @@ class _Merging:
         train: Dataset[Any],
         validation: Dataset[Any],
         preprocessing: Preprocessing,
+        memory: float | None,
         seed: int,
         batch_size: int,
         workers: int,
@@ -208,7 +220,8 @@ class _Merging:
         self.device = next((p.device for p in teachers[0].parameters()), torch.device("cpu"))
         shape = (2, preprocessing.channels, preprocessing.height, preprocessing.width)
         with working("reading the networks' graph"):
-            self.student = pyassemble.merge(teachers, torch.zeros(shape, device=self.device), seed=seed)
+            images = torch.zeros(shape, device=self.device)
+            self.student = pyassemble.merge(teachers, images, memory=memory, seed=seed)
         self.train = DataLoader(train, batch_size, num_workers=workers)
         self.validation = DataLoader(validation, batch_size, num_workers=workers)
         self.seed, self.mixed_precision = seed, mixed_precision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +20,18 @@ from pyassemble.cli.program import app
 from pyassemble.errors import PyAssembleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
+
+    from pyassemble.network.sources import NetworkSpec
+
+
+class Statistics(StrEnum):
+    """Of batch normalization; the names of :data:`pyassemble.assemble.batch_statistics.STATISTICS`."""
+
+    STORED = "stored"
+    BATCH = "batch"
 
 
 @app.command()
@@ -34,6 +44,13 @@ def score(
     ] = 224,
     channels: Annotated[int, typer.Option(help="3, or 1 for grey.", rich_help_panel=OPTIONS_PANEL)] = 3,
     alpha: Annotated[float, typer.Option(help="Amplitude of the perturbation.", rich_help_panel=OPTIONS_PANEL)] = 0.01,
+    statistics: Annotated[
+        Statistics,
+        typer.Option(
+            help="Of batch normalization: the networks' own, or, for untrained ones, the images'.",
+            rich_help_panel=OPTIONS_PANEL,
+        ),
+    ] = Statistics.STORED,
     seed: Annotated[
         int, typer.Option(min=0, help="Of perturbation and random weights.", rich_help_panel=OPTIONS_PANEL)
     ] = 0,
@@ -68,6 +85,7 @@ def score(
         "size": size,
         "channels": channels,
         "alpha": alpha,
+        "statistics": statistics.value,
         "seed": seed,
         "pretrained": pretrained,
     }
@@ -81,24 +99,25 @@ def score(
     try:
         for spec in specs:
             if spec.text not in kept.rows:
-                kept.add(spec.text, _scored(spec, pictures, alpha, seed, pretrained))
+                kept.add(spec.text, _scored(spec, pictures, conditions))
     except KeyboardInterrupt:
         where = "nothing was kept" if out is None else f"finished scores are in {out}; the same command goes on there"
         raise KeyboardInterrupt(where) from None
     _print([spec.text for spec in specs], kept)
 
 
-def _scored(spec: Any, pictures: Tensor, alpha: float, seed: int, pretrained: bool) -> dict[str, Any]:
+def _scored(spec: NetworkSpec, pictures: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from pyassemble.assemble import score_table
     from pyassemble.network.sources import load_network
 
-    torch.manual_seed(seed)
+    torch.manual_seed(conditions["seed"])
     with working(f"building {spec.text}"):
-        network = load_network(spec, pretrained=pretrained)
+        network = load_network(spec, pretrained=conditions["pretrained"])
+    options = {name: conditions[name] for name in ("alpha", "seed", "statistics")}
     with working(f"scoring {spec.text} on {len(pictures)} images"):
-        (found,) = score_table({spec.text: network}, pictures, alpha=alpha, seed=seed)
+        (found,) = score_table({spec.text: network}, pictures, **options)
     return {"score": found.score, "parameters": found.parameters}
 
 

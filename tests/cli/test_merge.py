@@ -104,6 +104,15 @@ class TestMerge:
         assert same(load_file(work.out), first)
         assert (work.folder / "other" / "merge.json").exists()
 
+    def test_within_a_bound_of_memory(self, work: Work, command: list[object]) -> None:
+        report = work.folder / "m.json"
+        work.good(*command, "--memory", 1.5, "--json", report)
+        document = json.loads(report.read_text())
+        assert document["run"]["bound of memory"] == 1.5
+        learning = [entry for entry in document["history"] if entry["stage"] == "importance"]
+        assert all("groups" in entry for entry in learning)
+        assert "accepted: a finite number, at least" in work.error(*command, "--force", "--memory", 0.5)
+
     def test_goes_on(self, work: Work, command: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
         work.good(*command, "--checkpoint", work.folder / "whole")
         whole = load_file(work.out)

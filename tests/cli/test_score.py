@@ -43,6 +43,20 @@ def test_is_the_librarys_score(work: Work) -> None:
     assert "place by size" in table
 
 
+def test_statistics_of_the_images(work: Work) -> None:
+    out = work.folder / "scores.json"
+    data = ["--data", work.folder / "pictures", "--size", 8, "--images", 10]
+    work.good("score", work.small, *data, "--out", out, "--statistics", "batch")
+    document = json.loads(out.read_text())
+    assert document["conditions"]["statistics"] == "batch"
+    images, _ = read_images(str(work.folder / "pictures"), Preprocessing(3, 8, 8)).tensors(10)
+    torch.manual_seed(0)
+    network = load_network(work.small)
+    found = document["networks"][work.small]["score"]
+    assert found == pytest.approx(pa.score(network, images, statistics="batch"), abs=1e-5)
+    assert found != pytest.approx(pa.score(network, images), abs=1e-3)
+
+
 def test_goes_on_where_it_was(work: Work) -> None:
     out = work.folder / "scores.json"
     work.good(*arguments(work, "wide"), "--out", out)
