@@ -872,6 +872,9 @@ def gate_open_probability(
     """
     _check_loc(loc)
     _check_interval(beta, gamma, zeta)
+    if torch.compiler.is_compiling():
+        # Dynamo may hold the numbers as symbols, which math.log does not take.
+        return torch.sigmoid(loc - beta * torch.full((), -gamma / zeta, dtype=loc.dtype, device=loc.device).log())
     return torch.sigmoid(loc - beta * math.log(-gamma / zeta))
 
 

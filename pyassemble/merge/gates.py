@@ -92,7 +92,9 @@ class GateBank(nn.Module):
         sizes = [len(loc) for loc in locs]
         device = locs[0].device
         probability: Tensor = gate_open_probability(torch.cat(locs))
-        group = torch.arange(len(chosen), device=device).repeat_interleave(torch.tensor(sizes, device=device))
+        # The size of the output is named, or torch.compile would have to wait for the numbers.
+        counts = torch.tensor(sizes, device=device)
+        group = torch.arange(len(chosen), device=device).repeat_interleave(counts, output_size=sum(sizes))
         means = probability.new_zeros(len(chosen)).index_add(0, group, probability) / probability.new_tensor(sizes)
         missed: Tensor = probability.new_tensor([keep[g] for g in chosen]) - means
         return missed.square().sum()
