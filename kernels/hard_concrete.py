@@ -698,8 +698,8 @@ def hard_concrete_gate(
     The draw depends on (seed, sample + sample_offset, channel) alone: it is the same on the CPU and on CUDA, for every
     spatial size, layout and type of x. Two places that call with one seed and one loc share their gates. Under
     ``torch.vmap`` each element of the batch is computed as if alone: with one seed for all, all draw alike; with a
-    seed each (a batched tensor), each draws its own. torch.compile follows ``vmap``, but not ``vmap`` over
-    ``torch.func.grad``, as it follows no ``torch.autograd.Function`` there.
+    seed each (a batched tensor), each draws its own. torch.compile follows ``vmap``, but not
+    ``torch.func.grad``.
 
     Args:
         x: (B, ...), float32, bfloat16, float16 or float64, with C channels on ``dim``. Any dense layout whose samples

@@ -83,7 +83,8 @@ def differentiable(
     Transformed.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def call(*arguments: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
+        # Dynamo follows vmap of an operator in every release, of such a Function in some only.
+        if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
             return Transformed.apply(*arguments)
         return operator(*arguments)
 
