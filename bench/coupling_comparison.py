@@ -9,8 +9,10 @@ bench/results/coupling_comparison.csv. Needs torch-pruning.
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 import pyassemble as pa
+from pyassemble.atomic import replacing
 from pyassemble.network.coupling import couple
 from pyassemble.network.groups import find_groups
 from pyassemble.network.outputs import output_layers
@@ -89,7 +92,23 @@ def timed(method, network: nn.Module, images: torch.Tensor) -> tuple[Partition |
     return partition, "ok", time.perf_counter() - start
 
 
-def compare(name: str, network: nn.Module, images: torch.Tensor) -> dict[str, object]:
+def made(name: str) -> nn.Module:
+    library, _, architecture = name.partition(":")
+    if library == "timm":
+        return build(architecture, 0).eval()
+    options = {"init_weights": False} if architecture in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(architecture, **options).eval()
+
+
+def compare(name: str) -> dict[str, object]:
+    """One line of the table; no methods are in it where the network is too large to trace here."""
+    warnings.simplefilter("ignore")
+    network = made(name)
+    if sum(p.numel() for p in network.parameters()) > LARGEST:
+        return {"network": name}
+    config = getattr(network, "pretrained_cfg", None)
+    side = 299 if "inception" in name else 224
+    images = torch.randn(1, *(config["input_size"] if config else (3, side, side)))
     mine, said, seconds = timed(ours, network, images)
     other, they_said, their_seconds = timed(theirs, network, images)
     result: dict[str, object] = {
@@ -106,29 +125,24 @@ def compare(name: str, network: nn.Module, images: torch.Tensor) -> dict[str, ob
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
-    networks: list[tuple[str, object]] = []
-    for name in TORCHVISION:
-        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        networks.append((f"torchvision:{name}", lambda name=name, o=options: torchvision.models.get_model(name, **o)))
-    for name in smallest_of_each_family().values():
-        networks.append((f"timm:{name}", lambda name=name: build(name, 0)))
-    rows = []
-    for name, make in tqdm(networks):
-        network = make().eval()
-        if len(rows) == COUNT or sum(p.numel() for p in network.parameters()) > LARGEST:
-            continue
-        config = getattr(network, "pretrained_cfg", None)
-        size = (
-            config["input_size"]
-            if config
-            else (3, 299 if "inception" in name else 224, 299 if "inception" in name else 224)
-        )
-        rows.append(compare(name, network, torch.randn(1, *size)))
-        with (RESULTS / "coupling_comparison.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    names = [f"torchvision:{name}" for name in TORCHVISION]
+    names += [f"timm:{name}" for name in smallest_of_each_family().values()]
+    file = RESULTS / "coupling_comparison.csv"
+    rows: list[dict[str, object]] = []
+    # A process for each network: torch-pruning's graphs keep their networks' activations in memory.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        for name in tqdm(names):
+            if len(rows) == COUNT:
+                break
+            row = pool.submit(compare, name).result()
+            if "ours" not in row:
+                continue
+            rows.append(row)
+            with replacing(file) as temporary, temporary.open("w", newline="") as content:
+                writer = csv.DictWriter(content, FIELDS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 if __name__ == "__main__":
