@@ -47,6 +47,25 @@ LayerScores::LayerScores(const Interner& source, const Interner& target, Meter& 
     }
 }
 
+// A score is a product of quotients, each the smaller size over the larger: it has the same bits both ways.
+LayerScores::LayerScores(const LayerScores& scores, const Interner& source, const Interner& target)
+    : tables_(target.classes().size()), values_(scores.values_.size()), tiny_(scores.tiny_) {
+    constexpr std::size_t kTile = 8;
+    for (std::size_t c = 0; c < scores.tables_.size(); ++c) {
+        const ScoreTable& from = scores.tables_[c];
+        if (from.source_class < 0) continue;
+        const auto mine = static_cast<std::size_t>(from.source_class);
+        const auto rows = static_cast<std::size_t>(target.classes()[mine].count);
+        const auto columns = static_cast<std::size_t>(source.classes()[c].count);
+        tables_[mine] = {static_cast<std::int32_t>(c), from.offset, columns};
+        const double* in = scores.values_.data() + from.offset;
+        double* out = values_.data() + from.offset;
+        for (std::size_t row = 0; row < rows; row += kTile)
+            for (std::size_t x = 0; x < columns; ++x)
+                for (std::size_t r = row; r < std::min(rows, row + kTile); ++r) out[r * columns + x] = in[x * rows + r];
+    }
+}
+
 namespace {
 
 class Aligner {

@@ -25,6 +25,9 @@ class LayerScores {
 public:
     LayerScores(const Interner& source, const Interner& target, Meter& meter);
 
+    // The same the other way round: `scores` has the target as its source and the source as its target.
+    LayerScores(const LayerScores& scores, const Interner& source, const Interner& target);
+
     const ScoreTable& table(std::int32_t target_class) const { return tables_[static_cast<std::size_t>(target_class)]; }
     const double* values() const { return values_.data(); }
     bool tiny() const { return tiny_; }

@@ -37,8 +37,8 @@ public:
           k_(k),
           similarity_(similarity),
           workspaces_(workspaces),
-          to_query_(zoo.interner_, query.interner(), workspaces[0].meter),
           to_zoo_(query.interner(), zoo.interner_, workspaces[0].meter),
+          to_query_(to_zoo_, zoo.interner_, query.interner()),
           bounds_(zoo.interner_, query, to_zoo_),
           to_query_blocks_(zoo.interner_.blocks().size(), query.interner().blocks().size()),
           to_zoo_blocks_(zoo.interner_.blocks().size(), query.interner().blocks().size()),
@@ -243,8 +243,8 @@ private:
     const std::size_t k_;
     const Similarity similarity_;
     std::vector<Workspace>& workspaces_;
-    const LayerScores to_query_;  // [query layer][zoo layer]
     const LayerScores to_zoo_;    // [zoo layer][query layer]
+    const LayerScores to_query_;  // [query layer][zoo layer]
     const Bounds bounds_;
     BlockTable to_query_blocks_, to_zoo_blocks_;  // [zoo block][query block]
     BlockTable block_bounds_;                     // the same, twice as wide: on the first, then on the second

@@ -43,6 +43,9 @@ struct Part {
 };
 
 struct Solver {
+    // Cells of one source, in vectors, from which on vectors pay for the call.
+    static constexpr std::ptrdiff_t kVectorized = 2;
+
     const Problem& problem;
     Workspace& workspace;
     Row* rows = nullptr;  // targets that are in a group
@@ -166,12 +169,18 @@ struct Solver {
         kernels.end_row(d + columns[0], best, from_best, width - columns[0]);
     }
 
-    // end_row() for every source by itself. Their chains do not wait for each other.
+    // end_row() for every source by itself. The chains of short ones do not wait for each other.
     void spread_each(double* d) const {
         std::ptrdiff_t cell = 0;
         for (std::ptrdiff_t s = 0; s < source_count; ++s) {
+            ++cell;
+            if (ends[s] - cell >= kVectorized * workspace.kernels.width) {
+                workspace.kernels.end_row(d + cell, d, 0, ends[s] - cell);
+                cell = ends[s];
+                continue;
+            }
             double reached = 0.0;
-            for (++cell; cell < ends[s]; ++cell) {
+            for (; cell < ends[s]; ++cell) {
                 reached = d[cell] > reached ? d[cell] : reached;
                 d[cell] = reached;
             }
