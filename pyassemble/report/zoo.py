@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pyassemble.report.labels import shortened
-from pyassemble.report.page import Section, paragraph, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pyassemble.report.page import Section
     from pyassemble.zoo import Entry, Record, Zoo
 
 NEAREST_FORMAT = "pyassemble.nearest"
@@ -89,6 +89,8 @@ def nearest_section(document: Mapping[str, Any]) -> Section:
     Args:
         document: From :func:`nearest_json`.
     """
+    from pyassemble.report.page import Section, paragraph, table
+
     rows = [
         (
             f"{row['rank']}. {row['name']}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import platform
+import sys
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ _ROUNDS = 2
 
 def spread(tables: Tables) -> Cluster | None:
     """The cluster that joblib is set to use here; None if it is to stay on this machine."""
+    if "joblib" not in sys.modules:
+        return None  # nobody has set it, and importing it takes longer than most searches
     from joblib.parallel import get_active_backend
 
     active, jobs = get_active_backend()

@@ -118,7 +118,8 @@ from pyassemble.cli import app
 try:
     app(sys.argv[1:])
 except SystemExit as end:
-    slow = {"timm", "torchvision", "matplotlib", "scipy", "sklearn", "numba", "sympy", "torch._dynamo"}
+    slow = {"timm", "torchvision", "matplotlib", "scipy", "sklearn", "numba", "sympy", "torch._dynamo", "joblib"}
+    slow |= {"pyassemble.report.picture", "pyassemble.transfer"}
     print("imported", *sorted(slow & set(sys.modules)))
     sys.exit(end.code)
 """
