@@ -6,8 +6,9 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx import map_arg
+from torch.nn import functional as F
 
 from pyassemble.merge.layout import Places
 from pyassemble.merge.lower_layers import LowerLayers
@@ -16,7 +17,16 @@ from pyassemble.network.labels import SHARED
 from pyassemble.network.traced import describe, holds_tensor, is_tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyassemble.merge.lowering import Wide
+
+
+_DROPOUTS: dict[Any, Callable[[float], nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout2d: nn.Dropout2d,
+    F.alpha_dropout: nn.AlphaDropout,
+}
 
 
 class LowerOperations(LowerLayers):
@@ -27,6 +37,8 @@ class LowerOperations(LowerLayers):
         name, kind = ops.operation_name(node), ops.kind_of(node, self.root)
         if not holds_tensor(self.fact(node)):
             return self.size(node, name), None
+        if node.target in _DROPOUTS:
+            return self.dropout(node)
         if kind == ops.ELEMENTWISE:
             return self.elementwise(node)
         if name in ("cat", "concat", "stack"):
@@ -48,6 +60,16 @@ class LowerOperations(LowerLayers):
         if kind == ops.ALONG and self.placed(node.all_input_nodes[0]).dim in self.along_dims(node):
             self.refuse(node, "mixes the teachers' channels with each other")
         return self.copied(node), self.placed(node.all_input_nodes[0])
+
+    def dropout(self, node: fx.Node) -> tuple[Any, Wide]:
+        """A dropout by a function, which the trace saw in eval mode: a module that is at work in train mode."""
+        argument = node.all_input_nodes[0]
+        given = dict(zip(("p", "training", "inplace"), node.args[1:], strict=False)) | dict(node.kwargs)
+        p = given.get("p", 0.5)
+        if given.get("training", True) is not False or not isinstance(p, int | float):
+            return self.elementwise(node)
+        module = _DROPOUTS[node.target](p)
+        return self.call(node, f"dropouts.{node.name}", module, self.made[argument]), self.placed(argument)
 
     def along_dims(self, node: fx.Node) -> tuple[int, ...]:
         """The dimension that a softmax or normalization works along."""

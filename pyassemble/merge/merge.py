@@ -87,10 +87,10 @@ def merge(
     stages = None if memory is None else plan_stages(coupling, groups, counts, teachers[0], len(teachers), memory)
     kept = Kept.all(groups, len(teachers))
     try:
-        student = WideStudent(coupling, kept, teachers, counts, seed, union=union, stages=stages)
+        student = WideStudent(coupling, kept, teachers, counts, seed, example_input, union=union, stages=stages)
     except UnsupportedOperationError:
         kept = replace(kept, borders=False)
-        student = WideStudent(coupling, kept, teachers, counts, seed, union=union, stages=stages)
+        student = WideStudent(coupling, kept, teachers, counts, seed, example_input, union=union, stages=stages)
     student.eval()
     _check_mean(student, teachers, example_input)
     if memory is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pyassemble.errors import OutOfRangeError, UnknownOptionError
 from pyassemble.merge.compress import (
@@ -23,6 +24,10 @@ from pyassemble.merge.gates import GateBank, GateGroup, GateSite
 from pyassemble.merge.layout import Kept
 from pyassemble.merge.stages import single_stage
 from pyassemble.merge.widen import widen
+from pyassemble.network.coupling import couple
+from pyassemble.network.groups import find_groups
+from pyassemble.network.outputs import output_layers
+from pyassemble.network.traced import trace
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
@@ -50,6 +55,7 @@ class WideStudent(nn.Module):
         teachers: The networks; copied.
         counts: How many units of each group :meth:`compress` keeps.
         seed: Of the gates' initial values and draws.
+        example_input: That the coupling was read off with; a student that is unpickled reads it off again.
         union: Whether the student gives all teachers' outputs side by side, not their mean.
         stages: Which groups are chosen together; all of them at once by default.
 
@@ -68,11 +74,13 @@ class WideStudent(nn.Module):
         teachers: Sequence[nn.Module],
         counts: Sequence[int],
         seed: int,
+        example_input: Any,
         *,
         union: bool = False,
         stages: Sequence[Stage] | None = None,
     ) -> None:
         super().__init__()
+        self._example = tree_map_only(Tensor, lambda part: part.detach().clone(), example_input)
         first = next(teachers[0].parameters())
         groups = kept.groups
         sizes = [kept.teachers * group.size for group in groups.groups]
@@ -239,6 +247,21 @@ class WideStudent(nn.Module):
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and torch.save: what the student is built from again, and its state."""
+        self._templates()  # in the student's precision
+        built = {
+            "templates": self._template,
+            "teachers": self._kept.teachers,
+            "borders": self._kept.borders,
+            "counts": self._counts,
+            "example_input": self._example,
+            "union": self.union,
+            "stages": self._stages if self.bounded else None,
+        }
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        return _built_again, (built, self.state_dict(), self.training, frozen)
+
     def rehearse(self) -> None:
         """Builds the networks of all later stages without their weights, so that what fails does so before training.
 
@@ -367,6 +390,26 @@ def _give_up_parameters(network: nn.Module) -> None:
     """Puts parameters without numbers in place of all: only their shapes are wanted."""
     for name, parameter in list(network.named_parameters()):
         _replace(network, name, _empty(parameter))
+
+
+def _built_again(built: dict[str, Any], state: dict[str, Tensor], training: bool, frozen: list[str]) -> WideStudent:
+    """A student like the one that was pickled."""
+    step = state["gates.step"]
+    networks = [copy.deepcopy(template) for template in built["templates"]]
+    for network in networks:
+        _materialize(network, step.device)
+    example = tree_map_only(Tensor, lambda part: part.to(step.device), built["example_input"])
+    traced = trace(networks[0], example)
+    owned = [name for name, _ in networks[0].named_parameters()]
+    coupling = couple(traced, output_layers(traced), owned)
+    kept = replace(Kept.all(find_groups(coupling), built["teachers"]), borders=built["borders"])
+    teachers = networks * (built["teachers"] // len(networks))
+    union, stages = built["union"], built["stages"]
+    student = WideStudent(coupling, kept, teachers, built["counts"], 0, example, union=union, stages=stages)
+    student.load_state_dict(state)
+    for name in frozen:
+        student.get_parameter(name).requires_grad_(False)
+    return student.train(training)
 
 
 def _without_parameters(network: nn.Module, names: Container[str]) -> nn.Module:

@@ -242,6 +242,29 @@ def test_compressed_in_the_precision_of_the_student() -> None:
         assert close(student.compress()(x.double()), student(x.double()), 1e-12)
 
 
+class Dropped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(3, 64), nn.Linear(64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.dropout(F.relu(self.a(x)), 0.5, self.training))
+
+
+def test_functional_dropout_follows_the_mode() -> None:
+    student = check_merged(Dropped, torch.randn(5, 3))
+    x = torch.randn(5, 3)
+    with torch.no_grad(), student.opened():
+        assert torch.equal(student(x), student(x))
+        student.train()
+        assert not torch.equal(student(x), student(x))
+
+
+def test_copies_are_compressed_to_other_widths() -> None:
+    student = copy.deepcopy(pa.merge(pair(Viewed), torch.randn(3, 3, 8, 8)))
+    assert student.compress({"b": torch.arange(4)}).get_submodule("b").out_features == 4
+
+
 def test_students_are_copied() -> None:
     x = torch.randn(3, 3, 8, 8)
     student = pa.merge(pair(Viewed), x)

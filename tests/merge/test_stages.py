@@ -359,3 +359,21 @@ def test_optimizers_of_earlier_stages_are_let_go() -> None:
 
     run(student, epochs=6, after_epoch=count)
     assert max(seen) == 1
+
+
+@pytest.mark.parametrize("memory", [None, 1.3])
+def test_pickled_whole(tmp_path: Path, memory: float | None) -> None:
+    x = torch.randn(4, 2)
+    student = pa.merge(chains(), x, memory=memory, seed=3).train()
+    if memory is not None:
+        choose_at_random(student, torch.Generator().manual_seed(0))
+        student.next_stage()
+    torch.save(student, tmp_path / "student.pt")
+    loaded = torch.load(tmp_path / "student.pt", weights_only=False)
+    assert loaded.training
+    assert loaded.stages == student.stages
+    assert loaded.stage == student.stage
+    assert torch.equal(loaded(x), student(x))  # the next draw, too
+    with torch.no_grad():
+        assert torch.equal(loaded.compress()(x), student.compress()(x))
+        assert loaded.compress({"b": torch.arange(5)})(x).shape == (4, 3)
