@@ -96,13 +96,6 @@ class TestMerge:
         work.good("report", report, "--out", work.folder / "again.html")
         assert (work.folder / "again.html").read_text() == text
 
-    def test_within_a_bound_of_memory(self, work: Work, command: list[object]) -> None:
-        report = work.folder / "m.json"
-        work.good(*command, "--memory", 1.3, "--json", report)
-        history = json.loads(report.read_text())["history"]
-        assert [entry["groups"] for entry in history if entry["stage"] == "importance"] == [["0"], ["0"]]
-        load_network(work.small, weights=work.out)
-
     def test_the_same_command_gives_the_same_bits(self, work: Work, command: list[object]) -> None:
         work.good(*command)
         first = load_file(work.out)
