@@ -133,7 +133,12 @@ def quantity(value: str, unit: str) -> str:
 
 def parts_of(name: str) -> dict[str, str]:
     """What stands under each heading of an experiment's summary; under "" what stands before the first."""
-    first, *others = (RESULTS / name / "summary.md").read_text(encoding="utf-8").split("\n## ")
+    return parts_of_file(f"{name}/summary.md")
+
+
+def parts_of_file(name: str) -> dict[str, str]:
+    """The same for any file among the results."""
+    first, *others = (RESULTS / name).read_text(encoding="utf-8").split("\n## ")
     cut = [other.partition("\n") for other in others]
     return {"": first.partition("\n")[2].strip()} | {heading.strip(): text.strip() for heading, _, text in cut}
 
@@ -190,9 +195,13 @@ def merge_results() -> str:
         lines += [f"### {heading}", experiment(name, command, pictures, [parts[0], parts[1]])]
     lines.append("### CIFAR-10, against what else the epochs could have been spent on")
     # The last one stops long before the networks are near their end: what then counts is to train on.
-    for name in ("small_vgg", "resnet20", "short"):
+    for name, options in (
+        ("small_vgg", "--architectures small_vgg --images 1000 --epochs 150"),
+        ("resnet20", "--architectures resnet20 --images 1000 --epochs 72"),
+        ("short", "--architectures resnet20 --images 2500 --epochs 30"),
+    ):
         folder = f"merge_cifar10/{name}"
-        command = "bench/experiments/merge_cifar10.py"
+        command = f"bench/experiments/merge_cifar10.py {options} --out bench/results/{folder}"
         lines.append(experiment(folder, command, {}, parts_of(folder)[""].split("\n\n")[:2]))
     lines.append("### Within a bound of memory")
     command = "bench/experiments/merge_memory.py"
@@ -213,6 +222,21 @@ def step_costs(rows: list[dict[str, str]]) -> str:
     return "\n".join([*lines, "", conditions(rows, "bench/test_merge.py", "merge")])
 
 
+def score_variants() -> str:
+    """The published score, with batch normalization as it is initialized and by images, from the table of variants."""
+    lines = parts_of_file("score_correlation/variants.md")[""].splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| variant"))
+    shown = [line for line in lines[head + 2 :] if line.startswith(("| published", "| parameters"))]
+    return "\n".join(
+        [
+            "With batch normalization by images (`bench/experiments/score_variants.py`):",
+            "",
+            *lines[head : head + 2],
+            *shown,
+        ]
+    )
+
+
 def assemble_results() -> str:
     """The publication's Table 1 on small networks, the score's correlation with accuracy, and the benchmarks."""
     table = parts_of("assemble_cifar10")[""]
@@ -230,7 +254,7 @@ def assemble_results() -> str:
             "score_correlation",
             "bench/experiments/score_correlation.py",
             {"plot.png": "score and parameter count against accuracy"},
-            score[:2],
+            [*score[:2], score_variants()],
         ),
     ]
     if rows := saved("assemble"):

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ def test_at_the_shell(request: pytest.FixtureRequest, record: Any, tmp_path: Pat
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(1 if is_smoke_run(request.config) else 7):
         for name, command in commands.items():
-            work = lambda c=command: subprocess.run(c, check=True, capture_output=True, cwd=tmp_path)  # noqa: E731
+            work = partial(subprocess.run, command, check=True, capture_output=True, cwd=tmp_path)
             taken[name].append(seconds(work))
     ours, floor = (statistics.median(times) for times in taken.values())
     record("pyassemble zoo nearest my_model.py:Net --k 10, at the shell, files cached", ours, "s")

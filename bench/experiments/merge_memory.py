@@ -25,7 +25,7 @@ import torch
 from cifar10 import Normalize, read
 from cifar_resnet import MEAN, STD, CifarResNet
 from markdown import percent, table
-from merge_strategies import AUGMENT, FIRST_LAMBDA, GROWTH, PUBLISHED_IMPORTANCE, WEIGHT_DECAY, Budget, Data, train
+from merge_strategies import AUGMENT, Budget, Data, merge_settings, train
 from provenance import ROOT, commit
 from small_vgg import SmallVGG
 from torch import Tensor, nn
@@ -102,18 +102,6 @@ class Watch:
         self.peak = max(self.peak, sum(held.values()))
 
 
-def settings(budget: Budget) -> pa.MergeSettings:
-    return pa.MergeSettings(
-        learning_rate=budget.importance_rate,
-        finetune_rate=budget.finetune_rate,
-        decay="cosine",
-        gate_rate=budget.gate_rate,
-        weight_decay=WEIGHT_DECAY,
-        first_lambda=FIRST_LAMBDA,
-        growth=GROWTH * PUBLISHED_IMPORTANCE / budget.sixth,
-    )
-
-
 def run(
     name: str, memory: float | None, seed: int, teachers: list[nn.Module], data: Data, budget: Budget, threads: int
 ) -> Row:
@@ -137,7 +125,7 @@ def run(
         (data.images, data.labels),
         validation=(data.test_images, data.test_labels),
         epochs=2 * budget.sixth,
-        settings=settings(budget),
+        settings=merge_settings(budget),
         batch_size=budget.batch_size,
         augment=AUGMENT,
         seed=derived_seed(seed, "merging"),

@@ -149,15 +149,7 @@ def merged(
 ) -> Outcome:
     """Learns importance for a sixth of the epochs, compresses, fine-tunes for a sixth."""
     student = pa.merge(list(teachers), data.images[:2], seed=seed)
-    settings = pa.MergeSettings(
-        learning_rate=budget.importance_rate,
-        finetune_rate=budget.finetune_rate,
-        decay="cosine",
-        gate_rate=budget.gate_rate,
-        weight_decay=WEIGHT_DECAY,
-        first_lambda=FIRST_LAMBDA,
-        growth=GROWTH * PUBLISHED_IMPORTANCE / budget.sixth,
-    )
+    settings = merge_settings(budget)
     wide_cost = relative_cost(student, teachers[0], data.images[:1])
     result = pa.train_merged(
         student,
@@ -177,6 +169,19 @@ def merged(
     way = {"mean of outputs": stages["start"], "wide": stages["importance"], "compressed": stages["compressed"]}
     compute = 2 * budget.third + budget.sixth * (1 + wide_cost)
     return Outcome(data.accuracy(result.network), way, 2 * budget.third + 2 * budget.sixth, compute)
+
+
+def merge_settings(budget: Budget) -> pa.MergeSettings:
+    """What a merge of that budget is trained with."""
+    return pa.MergeSettings(
+        learning_rate=budget.importance_rate,
+        finetune_rate=budget.finetune_rate,
+        decay="cosine",
+        gate_rate=budget.gate_rate,
+        weight_decay=WEIGHT_DECAY,
+        first_lambda=FIRST_LAMBDA,
+        growth=GROWTH * PUBLISHED_IMPORTANCE / budget.sixth,
+    )
 
 
 def averaged(

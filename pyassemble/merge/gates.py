@@ -150,7 +150,8 @@ class GateSite(nn.Module):
         whole = torch.arange(sum(len(bank.locs[g]) for g in self.groups))
         self.register_buffer("index", index.to(bank.step.device), persistent=False)
         self.index: Tensor
-        self._key = (tuple(self.groups), tuple(index.tolist()))
+        # Bytes remember their hash, which every pass asks for.
+        self._key = (tuple(self.groups), index.cpu().numpy().tobytes())
         # Each position its own gate, in order: nothing has to be looked up, and the kernel draws as it multiplies.
         self.direct = len(self.groups) == 1 and torch.equal(index, whole)
         # Each gate for as many neighbouring positions, as a head's or a flattened map's: a dimension of its own.

@@ -110,7 +110,13 @@ def _written(plan: Plan, giver: Tensors, writes: Sequence[Write]) -> Overwritten
             raise
     if nonfinite is not None:
         row = plan.direct_rows[nonfinite]
-        refuse_nonfinite(giver.slot(plan.rows.source_layers[row], plan.rows.roles[row], plan.rows.sources[row]))
+        slot = giver.slot(plan.rows.source_layers[row], plan.rows.roles[row], plan.rows.sources[row])
+        refuse_nonfinite(slot)
+        # Nothing was written, whatever another thread has made of the source since.
+        raise TensorError(
+            f"source tensor {slot.name} of shape {tuple(slot.value.shape)} was changed while it was read; "
+            "a transfer takes finite weights that keep still"
+        )
     return overwritten
 
 

@@ -292,6 +292,21 @@ def test_an_interrupt_after_the_core_has_written_puts_everything_back(
     assert same_state(target, before)
 
 
+def test_a_source_that_another_thread_mends_meanwhile_is_refused_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = network(1), network()
+    before = snapshot(target)
+    last = list(source.parameters())[-1]
+    last.data.view(-1)[-1] = float("nan")
+
+    def mended(slot: object) -> None:
+        last.data.view(-1)[-1] = 0.0
+
+    monkeypatch.setattr(sys.modules["pyassemble.transfer.transfer"], "refuse_nonfinite", mended)
+    with pytest.raises(TensorError, match="was changed while it was read"):
+        pa.transfer(source, target)
+    assert same_state(target, before)
+
+
 def test_autograd_notices_that_a_saved_weight_was_overwritten() -> None:
     target = network()
     loss = target(torch.randn(2, 3, 5, 5)).square().sum()
