@@ -205,10 +205,10 @@ def test_a_union_of_other_classes_group_by_group() -> None:
 
 
 def tensors_alive() -> list[Tensor]:
-    """All tensors of this process that have a storage; those inside torch.func's transforms have none."""
+    """All tensors of this process that have a storage; sparse ones and those inside torch.func's transforms have none."""
     gc.collect()
-    found = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter) and not thing.is_meta]
-    return [tensor for tensor in found if not is_functorch_wrapped_tensor(tensor)]
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter) and not thing.is_meta]
+    return [tensor for tensor in tensors if tensor.layout is torch.strided and not is_functorch_wrapped_tensor(tensor)]
 
 
 def bytes_beside(others: list[Tensor]) -> int:
