@@ -61,8 +61,8 @@ class Conditions:
     seeds: int
     targets: tuple[str, ...]
     sources: tuple[str, ...]
-    once: tuple[str, ...] = ()
-    """Targets that are run with the first seed and the shallowest and deepest source only."""
+    ends: tuple[str, ...] = ()
+    """Targets that are run with the shallowest and the deepest source only."""
     batch_size: int = 128
 
 
@@ -97,9 +97,9 @@ REDUCED = Conditions(
         "resnet56_cifar",
     ),
     sources=CIFAR_RESNETS,
-    once=("resnet56_cifar",),
+    ends=("resnet56_cifar",),
 )
-FULL = replace(REDUCED, images=20_000, test_images=10_000, tuning_images=50_000, seeds=5, targets=FULL_TARGETS, once=())
+FULL = replace(REDUCED, images=20_000, test_images=10_000, tuning_images=50_000, seeds=5, targets=FULL_TARGETS, ends=())
 SMOKE = Conditions(
     images=128,
     test_images=100,
@@ -119,20 +119,17 @@ def planned_runs(conditions: Conditions) -> list[Run]:
     grid = []
     for seed in range(conditions.seeds):
         for target in conditions.targets:
-            if target in conditions.once and seed > 0:
-                continue
-            sources = (first, deepest) if target in conditions.once else conditions.sources
+            sources = (first, deepest) if target in conditions.ends else conditions.sources
             grid.append(Run(GRID, target, RANDOM, "", seed))
             grid += [Run(GRID, target, source, how, seed) for how in (ELSEWHERE, TUNED) for source in sources]
     shallow, next_one = "resnet20_cifar", "resnet32_cifar"
-    one_epoch = [
-        Run(ONE_EPOCH, shallow, RANDOM, "", 0),
-        Run(ONE_EPOCH, shallow, shallow, ELSEWHERE, 0),
-        Run(ONE_EPOCH, next_one, shallow, ELSEWHERE, 0),
-    ]
-    if deepest != shallow:
-        one_epoch.insert(1, Run(ONE_EPOCH, shallow, deepest, ELSEWHERE, 0))
-        one_epoch.append(Run(ONE_EPOCH, next_one, RANDOM, "", 0))
+    one_epoch = []
+    for seed in range(conditions.seeds):
+        one_epoch.append(Run(ONE_EPOCH, shallow, RANDOM, "", seed))
+        if deepest != shallow:
+            one_epoch.append(Run(ONE_EPOCH, shallow, deepest, ELSEWHERE, seed))
+        one_epoch += [Run(ONE_EPOCH, target, shallow, ELSEWHERE, seed) for target in (shallow, next_one)]
+        one_epoch.append(Run(ONE_EPOCH, next_one, RANDOM, "", seed))
     return one_epoch + grid
 
 
