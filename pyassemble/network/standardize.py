@@ -84,7 +84,7 @@ def _standardize_file(path: Path, standardization: str) -> LayerSequence:
     from pyassemble.network.weights import read_header, read_weights
 
     if path.suffix != ".safetensors":
-        return standardize_state(_shapes_of(read_weights(path)), standardization, in_order=True)
+        return standardize(read_weights(path), standardization)
     shapes = {name: shape for name, (_, shape) in read_header(path).items()}
     network = network_of_folder(path.parent, shapes)
     if network is not None:
