@@ -33,6 +33,7 @@ from rich.console import Console
 from score_correlation import given_size, interval, kendall
 from torch import Tensor, nn
 
+import pyassemble as pa
 from pyassemble.atomic import replacing
 from pyassemble.kernels import perturb
 from pyassemble.training import evaluate, fit, random_flip
@@ -50,7 +51,7 @@ VARIANTS = {
     "norm": "log mean ‖f(x)‖: the output's scale alone, no perturbation",
     "rank": "effective rank of the features over images, no perturbation",
 }
-STATISTICS = ("initial", "images")
+STATISTICS = ("initial", "images", "batch")
 ALPHA = 0.01
 
 
@@ -115,24 +116,32 @@ def variants(network: CellNetwork, images: Tensor) -> dict[str, float]:
     }
 
 
+def values_by(statistics: str, network: CellNetwork, images: Tensor) -> dict[str, float]:
+    """Every variant's value under some statistics; under those of each batch, the package's own option."""
+    if statistics == "batch":
+        value = pa.score(network.body, images, alpha=ALPHA, seed=0, batch_size=len(images), statistics="batch")
+        return {"published": value}
+    if statistics == "images":
+        take_statistics(network, images)
+    return variants(network, images)
+
+
 def _log(value: Tensor) -> float:
     return math.log(float(value)) if float(value) > 0 else -math.inf
 
 
 def score_all(rows: FinishedRows[Row], cells: Sequence[str], images: Tensor, options: argparse.Namespace) -> None:
-    done = {row.cell for row in rows.rows}
+    done = {(row.cell, row.statistics) for row in rows.rows}
     for cell in cells:
-        if cell in done:
-            continue
         found = []
         for seed in range(options.initializations):
             for statistics in STATISTICS:
+                if (cell, statistics) in done:
+                    continue
                 torch.manual_seed(seed)
                 network = CellNetwork(tuple(cell.split()), channels=8).eval()
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                if statistics == "images":
-                    take_statistics(network, images)
-                for name, value in variants(network, images).items():
+                for name, value in values_by(statistics, network, images).items():
                     found.append(Row(cell, seed, statistics, name, value, _conditions(options), commit()))
         rows.extend(found)
 
@@ -186,6 +195,7 @@ def summary(rows: Sequence[Row], repeats: Sequence[Repeat], networks: Sequence[s
         table_ = np.array([by[statistics, variant, network.cell] for network in known])
         mean = table_.mean(1)
         low, high = interval(mean, accuracy, kendall)
+        norms = [by[statistics, "norm", network.cell] for network in known if (statistics, "norm") in values]
         within = float(table_.var(axis=1, ddof=1).mean()) / table_.shape[1] if table_.shape[1] > 1 else math.nan
         share = max(0.0, 1 - within / float(mean.var(ddof=1)))
         lines.append(
@@ -195,7 +205,7 @@ def summary(rows: Sequence[Row], repeats: Sequence[Repeat], networks: Sequence[s
                 f"{kendall(mean, accuracy):+.2f} [{low:+.2f}, {high:+.2f}]",
                 f"{given_size(mean, accuracy, sizes):+.2f}",
                 f"{kendall(mean, sizes):+.2f}",
-                f"{kendall(mean, np.array([np.mean(by[statistics, 'norm', n.cell]) for n in known])):+.2f}",
+                f"{kendall(mean, np.array(norms).mean(1)):+.2f}" if norms else "—",
                 f"{share:.2f}",
             ]
         )
@@ -215,9 +225,11 @@ def summary(rows: Sequence[Row], repeats: Sequence[Repeat], networks: Sequence[s
         f"{len(known)} networks of score_correlation.py, their accuracies as they were.",
         table(header, lines),
         "\n".join(f"- *{name}*: {words}" for name, words in VARIANTS.items()),
-        "*statistics*: batch normalization as initialized (mean 0, variance 1, so that it does nothing), or with the "
-        "statistics of the images. *with norm*: Kendall's tau with the output's scale. *reliability*: share of the "
-        "variance over networks that is not chance of initialization. Intervals: 95 %, bootstrap over networks.",
+        "*statistics*: batch normalization as initialized (mean 0, variance 1, so that it does nothing), with the "
+        "statistics of the images from one pass, or with those of each batch, images and perturbed twins together, "
+        "which is the package's `statistics=\"batch\"`. *with norm*: Kendall's tau with the output's scale. "
+        "*reliability*: share of the variance over networks that is not chance of initialization. Intervals: 95 %, "
+        "bootstrap over networks.",
         _noise(known, repeats),
         f"Conditions: {rows[-1].conditions}; commit {rows[-1].commit}.",
     ]
