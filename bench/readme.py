@@ -229,7 +229,8 @@ def score_variants() -> str:
     shown = [line for line in lines[head + 2 :] if line.startswith(("| published", "| parameters"))]
     return "\n".join(
         [
-            "With batch normalization by images (`bench/experiments/score_variants.py`):",
+            "With batch normalization by images (`bench/experiments/score_variants.py`); *batch* is "
+            '`pa.score(…, statistics="batch")`:',
             "",
             *lines[head : head + 2],
             *shown,
