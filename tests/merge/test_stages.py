@@ -205,7 +205,7 @@ def test_a_union_of_other_classes_group_by_group() -> None:
 
 
 def tensors_alive() -> list[Tensor]:
-    """All tensors of this process that have a storage; sparse ones and those inside torch.func's transforms have none."""
+    """All tensors of this process that have a storage: not sparse ones, nor those inside torch.func's transforms."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter) and not thing.is_meta]
     return [tensor for tensor in tensors if tensor.layout is torch.strided and not is_functorch_wrapped_tensor(tensor)]
