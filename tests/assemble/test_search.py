@@ -51,7 +51,13 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"routing": "sample", "form": "printed"}, {"reward": "validation"}, {"start": "least_squares"}],
+    [
+        {},
+        {"routing": "sample", "form": "printed"},
+        {"reward": "validation"},
+        {"start": "least_squares"},
+        {"statistics": "batch"},
+    ],
     ids=str,
 )
 def test_a_restored_search_goes_on_with_the_same_bits(options: dict[str, Any]) -> None:
@@ -75,10 +81,20 @@ def test_another_seed_is_another_search() -> None:
     assert one.run_epoch() != other.run_epoch()
 
 
-def test_the_repository_stays_as_it_was() -> None:
+def test_statistics_of_the_batch_give_other_scores_to_the_same_networks() -> None:
+    stored, batch = search(), search(SearchSettings(**{**vars(QUICK), "statistics": "batch"}))
+    first, second = stored.run_epoch(), batch.run_epoch()
+    # Before the policy has learned from a score, both draw and train the same networks.
+    drawn = QUICK.candidates
+    assert first.parameters[:drawn] == second.parameters[:drawn]
+    assert all(a != b for a, b in zip(first.scores[:drawn], second.scores[:drawn], strict=True))
+
+
+@pytest.mark.parametrize("statistics", ["stored", "batch"])
+def test_the_repository_stays_as_it_was(statistics: str) -> None:
     networks = repository()
     before = [snapshot(s) for name in networks.names for s in networks[name].segments]
-    search(repository=networks).run_epoch()
+    search(SearchSettings(**{**vars(QUICK), "statistics": statistics}), repository=networks).run_epoch()
     after = [s for name in networks.names for s in networks[name].segments]
     assert all(same_state(segment, held) for segment, held in zip(after, before, strict=True))
     assert not any(module.training for segment in after for module in segment.modules())
