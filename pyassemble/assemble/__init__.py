@@ -4,6 +4,7 @@ from pyassemble.assemble.assemble import assemble
 from pyassemble.assemble.assembly import Assembly
 from pyassemble.assemble.assembly_network import AssemblyNetwork
 from pyassemble.assemble.head import Head
+from pyassemble.assemble.head_start import fit_head, initialize_head
 from pyassemble.assemble.initialization import fit_stitch, initialize_stitches
 from pyassemble.assemble.partition import Embedding, PartitionNetwork
 from pyassemble.assemble.ppo import PPO
@@ -34,7 +35,9 @@ __all__ = [
     "SearchSettings",
     "Stitch",
     "assemble",
+    "fit_head",
     "fit_stitch",
+    "initialize_head",
     "initialize_stitches",
     "score",
     "score_batch",

@@ -2,7 +2,9 @@
 
 A partition cuts each of the n networks into the same number of blocks. Router i looks at what block i - 1 gave and
 chooses whose block i comes next; the chosen block's probability multiplies its output, so that the loss reaches the
-router (Switch routing). Blocks are the repository's own, frozen and in eval mode; stitches and heads are learned here.
+router (Switch routing). That makes what the next stitch sees about n times smaller, which undoes a start fitted to the
+networks' own features; divided by its own value the probability is a factor of 1 with the gradient of its logarithm
+("straight_through"). Blocks are the repository's own, frozen and in eval mode; stitches and heads are learned here.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pyassemble.network.cuts import CutNetwork
 
 ROUTING = ("argmax", "sample")
+FACTORS = ("probability", "straight_through")
 
 Joint = tuple[int, int, int, int]
 """Where a stitch goes: from (network, last segment) to (network, first segment), networks by their number."""
@@ -42,13 +45,13 @@ class Routed:
     Attributes:
         logits: (B, num_classes).
         choices: Number of the network whose block was run, for each router.
-        probabilities: (c + 1,) of the chosen blocks, with their gradient.
+        factors: (c + 1,) of the chosen blocks' outputs, with the routers' gradient.
         distributions: (c + 1, n) of all blocks, without a gradient.
     """
 
     logits: Tensor
     choices: tuple[int, ...]
-    probabilities: Tensor
+    factors: Tensor
     distributions: Tensor
 
 
@@ -62,10 +65,13 @@ class AssemblyNetwork(nn.Module):
         seed: Of routers, stitches and heads: each is initialized from a seed of its own, whenever it is first met.
         routing: In training, "argmax" runs the likeliest block (the noise on the router's input is all that varies it),
             "sample" draws one with the router's probabilities. In eval mode it is always the likeliest.
+        factor: What multiplies a chosen block's output: its "probability", as published, or 1 with the gradient of the
+            probability's logarithm ("straight_through").
         start: Changes a stitch that was just made, for instance to a least-squares start; as drawn without.
+        start_head: Changes a head that was just made, given the name of its network.
 
     Raises:
-        UnknownOptionError: Another routing.
+        UnknownOptionError: Another routing or factor.
     """
 
     def __init__(
@@ -76,15 +82,20 @@ class AssemblyNetwork(nn.Module):
         blocks: int,
         seed: int = 0,
         routing: str = "argmax",
+        factor: str = "probability",
         start: Callable[[Joint, nn.Module], None] | None = None,
+        start_head: Callable[[str, Head], None] | None = None,
     ) -> None:
         super().__init__()
         if routing not in ROUTING:
             raise UnknownOptionError("routing", routing, ROUTING)
+        if factor not in FACTORS:
+            raise UnknownOptionError("factor", factor, FACTORS)
         self._repository = repository
-        self._start = start
+        self._start, self._start_head = start, start_head
         self.names = list(repository.names)
-        self.num_classes, self.blocks, self.seed, self.routing = num_classes, blocks, seed, routing
+        self.num_classes, self.blocks, self.seed = num_classes, blocks, seed
+        self.routing, self.factor = routing, factor
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.set_state(derived_generator(seed, "routers").get_state())
             self.routers = nn.ModuleList(Router(len(self.names)) for _ in range(blocks)).to(repository.device)
@@ -129,14 +140,24 @@ class AssemblyNetwork(nn.Module):
         made = stitch(self._network(self.names[source]).shapes[last], network.shape_before(first), generator=generator)
         return made.to(self._repository.device)
 
-    def head(self, name: str) -> nn.Module:
+    def head(self, name: str) -> Head:
         """The learned head behind the last segment of a network; made when it is first asked for, then kept."""
         key = str(self.names.index(name))
-        if key not in self._heads:
-            generator = derived_generator(self.seed, "head", int(key))
-            head = Head(self._network(name).shapes[-1], self.num_classes, generator=generator)
-            self._heads[key] = head.to(self._repository.device)
-        return self._heads[key]
+        made = key not in self._heads
+        if made:
+            self.add_head(name)
+        head = self._heads[key]
+        assert isinstance(head, Head)
+        if made and self._start_head is not None:
+            self._start_head(name, head)
+        return head
+
+    def add_head(self, name: str) -> None:
+        """Makes the head of a network as it is drawn, for weights that are loaded into it."""
+        number = self.names.index(name)
+        generator = derived_generator(self.seed, "head", number)
+        head = Head(self._network(name).shapes[-1], self.num_classes, generator=generator)
+        self._heads[str(number)] = head.to(self._repository.device)
 
     def joints(self) -> list[Joint]:
         """The places of all stitches met so far, in the order in which they were."""
@@ -171,7 +192,7 @@ class AssemblyNetwork(nn.Module):
             agree: Makes several processes go one way: what it gives for this process's probabilities is what decides.
 
         Returns:
-            Logits, the way taken, and its probabilities.
+            Logits, the way taken, and the factors along it.
         """
         output, before = images, None
         choices: list[int] = []
@@ -181,7 +202,7 @@ class AssemblyNetwork(nn.Module):
             probabilities = router(output, generator=generator)
             decisive = probabilities.detach() if agree is None else agree(probabilities.detach())
             choices.append(self._choose(decisive, generator))
-            chosen.append(probabilities[choices[-1]])
+            chosen.append(self._factor(probabilities[choices[-1]]))
             distributions.append(decisive)
             block = self._block(partition, i, choices[-1])
             if before is not None:
@@ -225,6 +246,9 @@ class AssemblyNetwork(nn.Module):
         for block in path:
             modules += self._network(block.network).segments[block.first : block.last + 1]
         return sum(p.numel() for p in nn.ModuleList(modules).parameters())
+
+    def _factor(self, probability: Tensor) -> Tensor:
+        return probability if self.factor == "probability" else probability / probability.detach()
 
     def _choose(self, probabilities: Tensor, generator: torch.Generator | None) -> int:
         if self.training and self.routing == "sample":

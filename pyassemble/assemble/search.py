@@ -8,6 +8,7 @@ towards the better ones (eq. 3, 4).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from pyassemble.assemble.assembly_network import AssemblyNetwork, Joint, Routed
 from pyassemble.assemble.batch_statistics import normalizing_by
 from pyassemble.assemble.candidates import SELECTIONS, Candidate
+from pyassemble.assemble.head_start import fit_head
 from pyassemble.assemble.initialization import fit_stitch
 from pyassemble.assemble.partition import Embedding, Partition, PartitionNetwork
 from pyassemble.assemble.ppo import PPO
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
+    from pyassemble.assemble.head import Head
     from pyassemble.assemble.repository import Repository
     from pyassemble.assemble.settings import SearchSettings
     from pyassemble.training.data import Data
@@ -90,6 +93,15 @@ class EpochRecord:
         """From what :meth:`document` gave."""
         values = {field.name: document[field.name] for field in fields(cls)}
         return cls(**values | {"scores": tuple(values["scores"]), "parameters": tuple(values["parameters"])})
+
+
+class _Evaluated(NamedTuple):
+    """The assembly that the routers make of a partition: the way most images take, its factors, head and quality."""
+
+    path: tuple[Block, ...]
+    factors: tuple[float, ...]
+    head: Head
+    quality: Quality
 
 
 class _Round(NamedTuple):
@@ -144,7 +156,9 @@ class Search:
             blocks=blocks,
             seed=seed,
             routing=settings.routing,
+            factor=settings.factor,
             start=self._fit if settings.start == "least_squares" else None,
+            start_head=self._fit_own_head if settings.head == "fitted" else None,
         )
         self._ppo = PPO(
             self.policy.parameters(),
@@ -302,12 +316,12 @@ class Search:
         drawn = [partition]
         drawn += [self.policy.sample(logits, generator=generator) for _ in range(self.settings.candidates - 1)]
         evaluated = [self._evaluated(partition)]
-        paths = [evaluated[0][0]]
+        paths = [evaluated[0].path]
         with torch.no_grad():
             paths += [self.network.path(other, self._route(images, other).choices) for other in drawn[1:]]
         if last:
             evaluated.append(self._evaluated(self.policy.best(logits)))
-            paths.append(evaluated[1][0])
+            paths.append(evaluated[1].path)
         blocks = (segment for name in self.repository.names for segment in self.repository[name].segments)
         with normalizing_by(blocks, self.settings.statistics):
             scores, executions = score_chains(
@@ -319,17 +333,17 @@ class Search:
                 batch_size=self.settings.score_batch,
             )
         scores = mean_over_processes(self._accelerator, scores.to(self.repository.device)).cpu()
-        self._improve(drawn, self._rewards(scores, evaluated[0][2], drawn), features)
+        self._improve(drawn, self._rewards(scores, evaluated[0].quality, drawn), features)
         found = []
-        for (path, factors, quality), place in zip(evaluated, (0, len(drawn)), strict=False):
-            found.append(self._candidate(path, factors, quality, float(scores[place]), epoch))
+        for one, place in zip(evaluated, (0, len(drawn)), strict=False):
+            found.append(self._candidate(one, float(scores[place]), epoch))
         sizes = [self.network.parameter_count(path) for path in paths]
         return _Round(found, scores.tolist(), sizes, executions)
 
     def _rewards(self, scores: Tensor, trained: Quality, drawn: list[Partition]) -> Tensor:
         if self.settings.reward == "score":
             return scores[: len(drawn)]
-        return torch.tensor([trained.accuracy, *(self._evaluated(other)[2].accuracy for other in drawn[1:])])
+        return torch.tensor([trained.accuracy, *(self._evaluated(other).quality.accuracy for other in drawn[1:])])
 
     def _improve(self, drawn: list[Partition], rewards: Tensor, features: Tensor) -> None:
         # A perturbation that moves nothing (an assembly whose activations all died) has no finite score to learn from.
@@ -344,7 +358,7 @@ class Search:
         self._ppo.step(log_probabilities, rewards[usable].to(self.repository.device))
 
     @torch.no_grad()
-    def _evaluated(self, partition: Partition) -> tuple[tuple[Block, ...], tuple[float, ...], Quality]:
+    def _evaluated(self, partition: Partition) -> _Evaluated:
         """The assembly that the routers make of a partition: the way most batches take, and how good it is.
 
         Every process looks at the same images, and takes the main one's answer.
@@ -358,27 +372,45 @@ class Search:
             with self._accelerator.autocast():
                 routed = self.network(batch, partition)
             ways[routed.choices] += len(batch)
-            added = len(batch) * routed.probabilities.double().cpu()
+            added = len(batch) * routed.factors.detach().double().cpu()
             sums[routed.choices] = sums.get(routed.choices, torch.zeros(self.blocks)) + added
         choices, count = ways.most_common(1)[0]
         path = self.network.path(partition, choices)
         factors = tuple((sums[choices] / count).tolist())
+        head = self._head(path, factors)
         quality = measure_quality(
-            lambda batch: self._logits(path, factors, batch),
+            lambda batch: self._logits(path, factors, head, batch),
             images.batches(self.num_classes, self.repository.device),
             self.num_classes,
         )
         if math.isnan(quality.loss):
             batch, _ = next(iter(images.batches(self.num_classes, self.repository.device)))
             refuse_non_finite(self.network.chain(path), batch)
+        found = _Evaluated(path, factors, head, quality)
         if self._accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
-            path, factors, quality = broadcast_object_list([path, factors, quality])
-        return path, factors, quality
+            found = broadcast_object_list([found._replace(head=copy.deepcopy(head).cpu())])[0]
+            found.head.to(self.repository.device)
+        return found
 
-    def _logits(self, path: tuple[Block, ...], factors: tuple[float, ...], images: Tensor) -> Tensor:
-        """An assembly with constant factors in place of the routers' probabilities."""
+    def _head(self, path: tuple[Block, ...], factors: tuple[float, ...]) -> Head:
+        """The head of an assembly: as it was trained so far, or one fitted to this assembly's features."""
+        trained = self.network.head(path[-1].network)
+        if self.settings.head == "trained":
+            return trained
+        head = copy.deepcopy(trained)
+        batches, labels = self._images_to_start()
+        fit_head(head, [self._features(path, factors, batch) for batch in batches], labels)
+        return head
+
+    def _logits(self, path: tuple[Block, ...], factors: tuple[float, ...], head: Head, images: Tensor) -> Tensor:
+        """An assembly with constant factors in place of the routers'."""
+        with self._accelerator.autocast():
+            logits: Tensor = head(self._features(path, factors, images))
+        return logits
+
+    def _features(self, path: tuple[Block, ...], factors: tuple[float, ...], images: Tensor) -> Tensor:
         with self._accelerator.autocast():
             output, before = images, None
             for block, factor in zip(path, factors, strict=True):
@@ -387,13 +419,11 @@ class Search:
                 for segment in self.repository[block.network].segments[block.first : block.last + 1]:
                     output = segment(output)
                 output, before = output * factor, block
-            logits: Tensor = self.network.head(path[-1].network)(output)
-        return logits
+        return output
 
-    def _candidate(
-        self, path: tuple[Block, ...], factors: tuple[float, ...], quality: Quality, score: float, epoch: int
-    ) -> Candidate:
-        parts: dict[str, nn.Module] = {"head": self.network.head(path[-1].network)}
+    def _candidate(self, evaluated: _Evaluated, score: float, epoch: int) -> Candidate:
+        path, factors, head, quality = evaluated
+        parts: dict[str, nn.Module] = {"head": head}
         for i, (before, after) in enumerate(pairwise(path)):
             parts[str(i)] = self.network.stitch(self.network.joint(before, after))
         weights = {
@@ -418,16 +448,20 @@ class Search:
             return
         source, last, target, first = joint
         names = self.repository.names
-        images = self.train.first(self.settings.start_images)
-        batches = [batch for batch, _ in images.batches(self.num_classes, self.repository.device)]
         with torch.no_grad():
             fit_stitch(
                 stitch,
                 nn.Sequential(*self.repository[names[source]].segments[: last + 1]),
                 nn.Sequential(*self.repository[names[target]].segments[:first]),
-                batches,
+                self._images_to_start()[0],
                 iterations=START_ITERATIONS,
             )
+
+    @torch.no_grad()
+    def _fit_own_head(self, name: str, head: Head) -> None:
+        """A head to begin with, fitted to the features that its network has behind its last segment itself."""
+        batches, labels = self._images_to_start()
+        fit_head(head, [self.repository[name].features(batch) for batch in batches], labels)
 
     # -- Data ---------------------------------------------------------------------------------------------------------
 
@@ -452,6 +486,12 @@ class Search:
             batches = images.batches(self.num_classes, torch.device("cpu"))
             self._score_images = torch.cat([batch for batch, _ in batches])
         return self._score_images
+
+    def _images_to_start(self) -> tuple[list[Tensor], Tensor]:
+        """Batches of images of the training half, and their labels."""
+        images = self.train.first(self.settings.start_images)
+        batches = list(images.batches(self.num_classes, self.repository.device))
+        return [batch for batch, _ in batches], torch.cat([labels for _, labels in batches])
 
     def _embed(self, images: Tensor) -> Tensor:
         self._check_images(images)
@@ -506,7 +546,7 @@ class Search:
                 source, last, target, first = joint
                 self.network.add_stitch((source, last, target, first))
             for name in document["heads"]:
-                self.network.head(name)
+                self.network.add_head(name)
             self.network.load_state_dict(_part(tensors, "network/"))
             self.policy.load_state_dict(_part(tensors, "policy/"))
             self._ppo.advantage.load_state_dict(_part(tensors, "advantage/"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyassemble.assemble.assembly_network import ROUTING
+from pyassemble.assemble.assembly_network import FACTORS, ROUTING
 from pyassemble.assemble.batch_statistics import check_statistics
 from pyassemble.assemble.ppo import FORMS
 from pyassemble.errors import OutOfRangeError, UnknownOptionError
 
 REWARDS = ("score", "validation")
 STARTS = ("random", "least_squares")
+HEADS = ("trained", "fitted")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,13 @@ class SearchSettings:
             half ("validation"), which costs a pass over ``selection_images`` for each candidate.
         start: Of stitches: "random", as published, or the "least_squares" map from the one network's own features to
             the other's, on images of the training half. The score takes random ones in any case.
-        start_images: How many images that takes.
+        head: Of the assemblies that are compared: as "trained" with the stitches so far, as published, or "fitted" to
+            each of them by logistic regression on images of the training half; training then begins with one fitted
+            to its network's own features.
+        factor: Of a chosen block's output: its router's "probability", as published, or 1 with the gradient of the
+            probability's logarithm ("straight_through"), which leaves fitted stitches and heads the size of features
+            they were fitted to.
+        start_images: How many images a fitted stitch or head takes.
         mixup: alpha of Mixup; 0 for none.
         cutmix: alpha of CutMix; 0 for none.
         smoothing: Of the labels.
@@ -61,6 +68,8 @@ class SearchSettings:
     routing: str = "argmax"
     reward: str = "score"
     start: str = "random"
+    head: str = "trained"
+    factor: str = "probability"
     start_images: int = 256
     mixup: float = 0.8
     cutmix: float = 1.0
@@ -68,7 +77,15 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         check_statistics(self.statistics)
-        for option, known in (("form", FORMS), ("routing", ROUTING), ("reward", REWARDS), ("start", STARTS)):
+        options = {
+            "form": FORMS,
+            "routing": ROUTING,
+            "reward": REWARDS,
+            "start": STARTS,
+            "head": HEADS,
+            "factor": FACTORS,
+        }
+        for option, known in options.items():
             if getattr(self, option) not in known:
                 raise UnknownOptionError(option, getattr(self, option), known)
         counts = ("batch_size", "rounds", "candidates", "score_images", "score_batch", "selection_images")

@@ -29,7 +29,7 @@ def test_is_the_chain_times_the_probabilities() -> None:
                 features = net.stitch(net.joint(path[k - 1], block))(features)
             for segment in net._repository[block.network].segments[block.first : block.last + 1]:
                 features = segment(features)
-            features = features * routed.probabilities[k]
+            features = features * routed.factors[k]
         assert torch.equal(routed.logits, net.head(path[-1].network)(features))
         assert routed.logits.shape == (6, CLASSES)
         assert routed.choices == tuple(int(row.argmax()) for row in routed.distributions)
@@ -108,3 +108,21 @@ def test_parameters_are_counted_once() -> None:
     segments = net._repository["wide"].segments
     expected = sum(p.numel() for s in segments for p in s.parameters())
     assert net.parameter_count(path) == expected + sum(p.numel() for p in net.head("wide").parameters())
+
+
+def test_a_straight_through_factor_is_one_with_the_gradient_of_the_logarithm() -> None:
+    plain, straight = network().eval(), network(factor="straight_through").eval()
+    straight.load_state_dict(plain.state_dict())
+    images, _ = problem(4)
+    probabilities = plain(images, PARTITION).factors
+    routed = straight(images, PARTITION)
+    assert torch.equal(routed.factors, torch.ones(3))
+    (path,) = [straight.path(PARTITION, routed.choices)]
+    (features,), _ = run_chains([straight.chain(path)], images)
+    assert torch.equal(straight.head(path[-1].network)(features), routed.logits)
+    first = next(straight.routers[0].parameters())
+    (gradient,) = torch.autograd.grad(routed.factors[0], first)
+    (wanted,) = torch.autograd.grad(probabilities[0].log(), next(plain.routers[0].parameters()))
+    torch.testing.assert_close(gradient, wanted)
+    with pytest.raises(UnknownOptionError, match="factor"):
+        network(factor="none")

@@ -22,6 +22,7 @@ from tests.networks import same_state, snapshot
 QUICK = SearchSettings(
     batch_size=16, rounds=2, candidates=3, score_images=16, score_batch=8, selection_images=48, policy_rate=0.01
 )
+FITTED = {"start": "least_squares", "head": "fitted", "factor": "straight_through", "start_images": 32}
 
 
 def search(settings: SearchSettings = QUICK, **options: Any) -> Search:
@@ -57,6 +58,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         {"reward": "validation"},
         {"start": "least_squares"},
         {"statistics": "batch"},
+        FITTED,
     ],
     ids=str,
 )
@@ -109,6 +111,19 @@ def test_learns() -> None:
     assert found.best["validation"].accuracy > 0.6
 
 
+def test_fitted_heads_and_stitches_are_good_before_anything_is_trained() -> None:
+    slow = {"weights_rate": 1e-9, "router_rate": 1e-9}
+    published, fitted = (
+        search(SearchSettings(**{**vars(QUICK), **slow})),
+        search(SearchSettings(**{**vars(QUICK), **slow, **FITTED, "start_images": 64})),
+    )
+    for found in (published, fitted):
+        found.run_epoch()
+    best = fitted.best["validation"]
+    assert best.accuracy > max(0.6, published.best["validation"].accuracy)
+    assert best.factors == (1.0, 1.0, 1.0)
+
+
 def test_records_and_candidates() -> None:
     found = search()
     words: list[str] = []
@@ -127,8 +142,9 @@ def test_records_and_candidates() -> None:
     assert found.best["score"].score == max(s for s in (record.scores[0], record.scores[3], record.scores[6]))
 
 
-def test_the_reported_accuracy_is_that_of_the_kept_weights() -> None:
-    found = search()
+@pytest.mark.parametrize("options", [{}, FITTED], ids=["published", "fitted"])
+def test_the_reported_accuracy_is_that_of_the_kept_weights(options: dict[str, Any]) -> None:
+    found = search(SearchSettings(**{**vars(QUICK), **options}))
     for _ in range(3):
         found.run_epoch()
     best = found.best["validation"]
@@ -137,13 +153,13 @@ def test_the_reported_accuracy_is_that_of_the_kept_weights() -> None:
     parts = {
         str(i): net.stitch(net.joint(a, b)) for i, (a, b) in enumerate(zip(best.path, best.path[1:], strict=False))
     }
-    parts["head"] = net.head(best.path[-1].network)
+    parts["head"] = head = net.head(best.path[-1].network)
     for part, module in parts.items():
         module.load_state_dict({k[len(part) + 1 :]: v for k, v in best.weights.items() if k.startswith(f"{part}.")})
     right = 0
     with torch.no_grad():
         for images, labels in found.validation.first(48).batches(CLASSES, torch.device("cpu")):
-            right += int((found._logits(best.path, best.factors, images).argmax(1) == labels).sum())
+            right += int((found._logits(best.path, best.factors, head, images).argmax(1) == labels).sum())
     assert right / 48 == pytest.approx(best.accuracy)
 
 
