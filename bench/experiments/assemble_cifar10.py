@@ -35,6 +35,8 @@ from torch.nn import functional as F
 
 import pyassemble as pa
 from pyassemble.assemble.assembly_network import AssemblyNetwork
+from pyassemble.assemble.finetuning import LEARNING_RATES
+from pyassemble.assemble.head_start import initialize_head
 from pyassemble.assemble.initialization import initialize_stitches
 from pyassemble.assemble.partition import PartitionNetwork
 from pyassemble.assemble.settings import STARTS
@@ -46,6 +48,10 @@ if TYPE_CHECKING:
 BLOCKS = 4
 POOL = 300
 """Assemblies that the choices by chance, similarity and size are made from."""
+
+PUBLISHED, FITTED = "as published", "fitted"
+FITTED_SETTINGS = {"start": "least_squares", "head": "fitted", "factor": "straight_through", "reward": "validation"}
+"""Stitches and heads in closed form, and the policy rewarded for what is wanted."""
 
 Path_ = tuple[pa.Block, ...]
 
@@ -70,11 +76,18 @@ class Experiment:
     def methods(self) -> dict[str, Callable[[int], Row]]:
         """By name, what runs it with a seed."""
         found: dict[str, Callable[[int], Row]] = {}
-        found["PA-DNN"] = lambda seed: self._searched("validation", "stitches", seed)
-        found["PA-DNN, full-train"] = lambda seed: self._searched("validation", "full", seed)
-        found["PA-DNN, by score"] = lambda seed: self._searched("score", "stitches", seed)
+        epochs = self.conditions.epochs
+        found["PA-DNN"] = lambda seed: self._searched(PUBLISHED, "validation", "stitches", seed, epochs)
+        found["PA-DNN, full-train"] = lambda seed: self._searched(PUBLISHED, "validation", "full", seed, epochs)
+        found["PA-DNN, by score"] = lambda seed: self._searched(PUBLISHED, "score", "stitches", seed, epochs)
+        found["fitted PA-DNN, not trained further"] = lambda seed: self._searched(
+            FITTED, "validation", "stitches", seed, 0
+        )
+        found["fitted PA-DNN"] = lambda seed: self._searched(FITTED, "validation", "stitches", seed, epochs)
+        found["fitted PA-DNN, full-train"] = lambda seed: self._searched(FITTED, "validation", "full", seed, epochs)
         for name, choose in (("random", self._random), ("CKA", self._most_similar), ("size", self._largest)):
             found[f"assembly by {name}"] = lambda seed, choose=choose: self._chosen(choose, seed)
+            found[f"fitted assembly by {name}"] = lambda seed, choose=choose: self._chosen(choose, seed, FITTED)
         found["assembly by random, random stitches"] = lambda seed: self._chosen(self._random, seed, "random")
         for name in self.repository.names:
             found[f"{name}, all"] = lambda seed, name=name: self._source(name, "full", seed)
@@ -86,13 +99,27 @@ class Experiment:
     def _source(self, name: str, mode: str, seed: int) -> Row:
         blocks = [pa.Block(name, 0, len(self.repository[name]) - 1)]
         assembly = pa.Assembly.compose(self.repository, blocks, 10, seed=seed)
-        return self._trained(assembly, mode, seed, self.conditions.epochs + self.conditions.search_epochs, 0.0)
+        epochs, rate = self.conditions.epochs + self.conditions.search_epochs, self._rate(mode, fitted=False)
+        return self._trained(assembly, mode, seed, epochs, 0.0, rate)
 
-    def _searched(self, select: str, mode: str, seed: int) -> Row:
+    def _searched(self, search: str, select: str, mode: str, seed: int, epochs: int) -> Row:
         c = self.conditions
-        checkpoint = self.out / "searches" / f"{seed}"
+        checkpoint = self.out / "searches" / (f"{seed}" if search == PUBLISHED else f"{search}-{seed}")
         clock = checkpoint.with_suffix(".seconds")
         start = time.perf_counter()
+        settings = pa.SearchSettings(
+            batch_size=c.batch_size,
+            rounds=c.rounds,
+            score_images=c.score_images,
+            selection_images=c.selection_images,
+            weights_rate=c.learning_rate,
+            mixup=c.mixup,
+            cutmix=c.cutmix,
+            start=c.start,
+            start_images=c.start_images,
+        )
+        if search == FITTED:
+            settings = replace(settings, weights_rate=LEARNING_RATES["stitches"], **FITTED_SETTINGS)
         assembly = pa.assemble(
             self.repository,
             self.train,
@@ -102,59 +129,70 @@ class Experiment:
             select=select,
             seed=seed,
             checkpoint=checkpoint,
-            settings=pa.SearchSettings(
-                batch_size=c.batch_size,
-                rounds=c.rounds,
-                score_images=c.score_images,
-                selection_images=c.selection_images,
-                weights_rate=c.learning_rate,
-                mixup=c.mixup,
-                cutmix=c.cutmix,
-                start=c.start,
-                start_images=c.start_images,
-            ),
+            settings=settings,
             mixed_precision=c.precision,
         )
         if not clock.exists():  # the other selections read the search that the first one made
             clock.write_text(str(time.perf_counter() - start))
-        if not any(row.seed == seed for row in self.searches.rows):
-            self._note_search(assembly, seed)
-        return self._trained(assembly, mode, seed, c.epochs, float(clock.read_text()))
+        if not any((row.search, row.seed) == (search, seed) for row in self.searches.rows):
+            self._note_search(assembly, search, seed)
+        rate = self._rate(mode, fitted=search == FITTED)
+        return self._trained(assembly, mode, seed, epochs, float(clock.read_text()), rate)
 
-    def _note_search(self, assembly: pa.Assembly, seed: int) -> None:
+    def _rate(self, mode: str, *, fitted: bool) -> float:
+        """What begins fitted takes the publication's rates; a random head learns too little at them in few epochs."""
+        c = self.conditions
+        if fitted:
+            return LEARNING_RATES[mode]
+        return c.full_learning_rate if mode == "full" else c.learning_rate
+
+    def _note_search(self, assembly: pa.Assembly, search: str, seed: int) -> None:
         names = {field.name for field in fields(SearchEpoch)}
         for entry in assembly.history:
             if entry["kind"] == "epoch":
                 values = {name: value for name, value in entry.items() if name in names}
                 lists = {name: " ".join(str(value) for value in entry[name]) for name in ("scores", "parameters")}
-                self.searches.append(SearchEpoch(**values | lists, seed=seed, conditions=repr(self.conditions)))
+                row = SearchEpoch(**values | lists, search=search, seed=seed, conditions=repr(self.conditions))
+                self.searches.append(row)
 
-    def _chosen(self, choose: Callable[[list[Path_], int], Path_], seed: int, stitches: str | None = None) -> Row:
-        start = time.perf_counter()
+    def _chosen(self, choose: Callable[[list[Path_], int], Path_], seed: int, start: str | None = None) -> Row:
+        """Stitches and head as the conditions say, random stitches, or both fitted."""
+        c = self.conditions
+        clock = time.perf_counter()
         path = choose(self._pool(seed), seed)
         assembly = pa.Assembly.compose(self.repository, path, 10, seed=seed)
-        if (stitches or self.conditions.start) == "least_squares":
-            initialize_stitches(assembly, self.repository, self.train[0][: self.conditions.start_images])
-        took = time.perf_counter() - start
-        return self._trained(assembly, "stitches", seed, self.conditions.epochs + self.conditions.search_epochs, took)
+        images, labels = self.train[0][: c.start_images], self.train[1][: c.start_images]
+        if start == FITTED or (start or c.start) == "least_squares":
+            initialize_stitches(assembly, self.repository, images)
+        if start == FITTED:
+            initialize_head(assembly, images, labels)
+        took = time.perf_counter() - clock
+        rate = self._rate("stitches", fitted=start == FITTED)
+        return self._trained(assembly, "stitches", seed, c.epochs + c.search_epochs, took, rate)
 
-    def _trained(self, assembly: pa.Assembly, mode: str, seed: int, epochs: int, search_seconds: float) -> Row:
+    def _trained(
+        self, assembly: pa.Assembly, mode: str, seed: int, epochs: int, search_seconds: float, learning_rate: float
+    ) -> Row:
         c = self.conditions
         value = pa.score(assembly, self.train[0][: c.score_images], seed=seed)
         images, labels = self.test
         # Test images are looked at after every epoch for the curve alone: nothing is chosen by them.
-        entries = assembly.finetune(
-            self.train,
-            validation=(images[: c.curve_images], labels[: c.curve_images]),
-            epochs=epochs,
-            mode=mode,
-            learning_rate=c.full_learning_rate if mode == "full" else c.learning_rate,
-            batch_size=c.batch_size,
-            seed=seed,
-            mixup=c.mixup,
-            cutmix=c.cutmix,
-            mixed_precision=c.precision,
-            progress=False,
+        entries = (
+            assembly.finetune(
+                self.train,
+                validation=(images[: c.curve_images], labels[: c.curve_images]),
+                epochs=epochs,
+                mode=mode,
+                learning_rate=learning_rate,
+                batch_size=c.batch_size,
+                seed=seed,
+                mixup=c.mixup,
+                cutmix=c.cutmix,
+                mixed_precision=c.precision,
+                progress=False,
+            )
+            if epochs
+            else []
         )
         starts = range(0, len(labels), 250)
         batches = [(images[i : i + 250].to(self.device), labels[i : i + 250].to(self.device)) for i in starts]
@@ -174,7 +212,7 @@ class Experiment:
             parameters=cost.total,
             flops=cost.flops,
             search_seconds=search_seconds,
-            training_seconds=seconds[-1],
+            training_seconds=seconds[-1] if seconds else 0.0,
             score=value,
             blocks=" ".join(f"{b.network}[{b.first}-{b.last}]" for b in assembly.recipe.blocks),
             curve=json.dumps(curve),

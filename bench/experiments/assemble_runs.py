@@ -64,6 +64,8 @@ class Row:
 class SearchEpoch:
     """One epoch of one search; see :class:`pyassemble.assemble.search.EpochRecord`."""
 
+    search: str
+    """ "as published" or "fitted"."""
     seed: int
     epoch: int
     weights_loss: float

@@ -309,7 +309,8 @@ class Search:
     ) -> _Round:
         """Scores the trained partition and others drawn beside it, and lets the policy learn from them.
 
-        The trained partition's assembly is also evaluated and, where ``last``, that of the likeliest cut points.
+        The trained partition's assembly is also evaluated and, where ``last``, that of the likeliest cut points; all of
+        them where accuracy is the reward.
         """
         self.network.eval()
         logits = self.policy(features)
@@ -333,17 +334,19 @@ class Search:
                 batch_size=self.settings.score_batch,
             )
         scores = mean_over_processes(self._accelerator, scores.to(self.repository.device)).cpu()
-        self._improve(drawn, self._rewards(scores, evaluated[0].quality, drawn), features)
-        found = []
-        for one, place in zip(evaluated, (0, len(drawn)), strict=False):
-            found.append(self._candidate(one, float(scores[place]), epoch))
+        rewards = scores[: len(drawn)]
+        places = [0, len(drawn)][: len(evaluated)]
+        if self.settings.reward == "validation":
+            others = [self._evaluated(other) for other in drawn[1:]]
+            rewards = torch.tensor([one.quality.accuracy for one in (evaluated[0], *others)])
+            evaluated += others
+            places += range(1, len(drawn))
+        self._improve(drawn, rewards, features)
+        found = [
+            self._candidate(one, float(scores[place]), epoch) for one, place in zip(evaluated, places, strict=True)
+        ]
         sizes = [self.network.parameter_count(path) for path in paths]
         return _Round(found, scores.tolist(), sizes, executions)
-
-    def _rewards(self, scores: Tensor, trained: Quality, drawn: list[Partition]) -> Tensor:
-        if self.settings.reward == "score":
-            return scores[: len(drawn)]
-        return torch.tensor([trained.accuracy, *(self._evaluated(other).quality.accuracy for other in drawn[1:])])
 
     def _improve(self, drawn: list[Partition], rewards: Tensor, features: Tensor) -> None:
         # A perturbation that moves nothing (an assembly whose activations all died) has no finite score to learn from.

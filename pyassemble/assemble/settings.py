@@ -36,7 +36,8 @@ class SearchSettings:
         form: Of the clipped objective, "min" or "printed".
         routing: How a block is chosen in training, "argmax" or "sample".
         reward: What the policy is rewarded for: the training-free "score", as published, or accuracy on the validation
-            half ("validation"), which costs a pass over ``selection_images`` for each candidate.
+            half ("validation"), which costs a pass over ``selection_images`` for each candidate; every one may then be
+            the result, not the trained ones only.
         start: Of stitches: "random", as published, or the "least_squares" map from the one network's own features to
             the other's, on images of the training half. The score takes random ones in any case.
         head: Of the assemblies that are compared: as "trained" with the stitches so far, as published, or "fitted" to
