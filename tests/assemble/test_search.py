@@ -142,6 +142,22 @@ def test_records_and_candidates() -> None:
     assert found.best["score"].score == max(s for s in (record.scores[0], record.scores[3], record.scores[6]))
 
 
+def test_where_accuracy_is_the_reward_every_candidate_may_be_the_result() -> None:
+    found = search(SearchSettings(**{**vars(QUICK), **FITTED, "reward": "validation"}))
+    kept: list[Any] = []
+    keep = found._keep_best
+    found._keep_best = lambda candidates: (kept.extend(candidates), keep(candidates))  # type: ignore[method-assign]
+    record = found.run_epoch()
+    assert [candidate.parameters for candidate in kept] == [
+        # After each round the trained one and the others drawn; at the end the likeliest, behind the trained one.
+        *record.parameters[:3],
+        record.parameters[3],
+        record.parameters[6],
+        *record.parameters[4:6],
+    ]
+    assert found.best["validation"].accuracy == max(candidate.accuracy for candidate in kept)
+
+
 @pytest.mark.parametrize("options", [{}, FITTED], ids=["published", "fitted"])
 def test_the_reported_accuracy_is_that_of_the_kept_weights(options: dict[str, Any]) -> None:
     found = search(SearchSettings(**{**vars(QUICK), **options}))
