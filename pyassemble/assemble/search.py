@@ -316,13 +316,18 @@ class Search:
         logits = self.policy(features)
         drawn = [partition]
         drawn += [self.policy.sample(logits, generator=generator) for _ in range(self.settings.candidates - 1)]
-        evaluated = [self._evaluated(partition)]
-        paths = [evaluated[0].path]
-        with torch.no_grad():
-            paths += [self.network.path(other, self._route(images, other).choices) for other in drawn[1:]]
+        by_accuracy = self.settings.reward == "validation"
+        evaluated = {0: self._evaluated(partition)}
+        if by_accuracy:
+            evaluated |= {k: self._evaluated(other) for k, other in enumerate(drawn[1:], 1)}
+            paths = [evaluated[k].path for k in range(len(drawn))]
+        else:
+            with torch.no_grad():
+                others = [self.network.path(other, self._route(images, other).choices) for other in drawn[1:]]
+            paths = [evaluated[0].path, *others]
         if last:
-            evaluated.append(self._evaluated(self.policy.best(logits)))
-            paths.append(evaluated[1].path)
+            likeliest = evaluated[len(drawn)] = self._evaluated(self.policy.best(logits))
+            paths.append(likeliest.path)
         blocks = (segment for name in self.repository.names for segment in self.repository[name].segments)
         with normalizing_by(blocks, self.settings.statistics):
             scores, executions = score_chains(
@@ -335,16 +340,10 @@ class Search:
             )
         scores = mean_over_processes(self._accelerator, scores.to(self.repository.device)).cpu()
         rewards = scores[: len(drawn)]
-        places = [0, len(drawn)][: len(evaluated)]
-        if self.settings.reward == "validation":
-            others = [self._evaluated(other) for other in drawn[1:]]
-            rewards = torch.tensor([one.quality.accuracy for one in (evaluated[0], *others)])
-            evaluated += others
-            places += range(1, len(drawn))
+        if by_accuracy:
+            rewards = torch.tensor([evaluated[k].quality.accuracy for k in range(len(drawn))])
         self._improve(drawn, rewards, features)
-        found = [
-            self._candidate(one, float(scores[place]), epoch) for one, place in zip(evaluated, places, strict=True)
-        ]
+        found = [self._candidate(one, float(scores[k]), epoch) for k, one in sorted(evaluated.items())]
         sizes = [self.network.parameter_count(path) for path in paths]
         return _Round(found, scores.tolist(), sizes, executions)
 
