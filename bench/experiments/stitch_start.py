@@ -2,8 +2,8 @@
 
 Assemblies of two CIFAR ResNets, cut at random places; only stitches and a new head are trained. A head as drawn knows
 nothing, so that before any training accuracy says nothing of stitches: beside it stands how far the stitched features
-are from what the next block expects (mean squared error over variance, on test images). Finished runs are kept in
-OUT/runs.csv.
+are from what the next block expects (mean squared error over variance, on test images). "fitted" begins with a logistic
+regression as the head, too, on the same images. Finished runs are kept in OUT/runs.csv.
 
     python bench/experiments/stitch_start.py
 """
@@ -27,13 +27,13 @@ from rich.console import Console
 from torch import nn
 
 import pyassemble as pa
-from pyassemble.assemble import initialize_stitches
+from pyassemble.assemble import initialize_head, initialize_stitches
 from pyassemble.atomic import replacing
 from pyassemble.training.metrics import measure_quality
 
 NAMES = ("resnet20_cifar", "resnet32_cifar", "resnet56_cifar")
 COLUMNS = ("start", "pair", "epoch", "accuracy", "mismatch", "start_seconds", "conditions", "torch", "commit")
-STARTS = ("random", "least_squares")
+STARTS = ("random", "least_squares", "fitted")
 
 
 def drawn_pair(repository: pa.Repository, seed: int) -> list[pa.Block]:
@@ -64,22 +64,28 @@ def report(rows: list[dict[str, str]], out: Path, console: Console) -> None:
         off = statistics.mean(float(row["mismatch"]) for row in of if row["epoch"] == "0")
         lines.append([start, f"{off:.2f}", *(f"{100 * mean:.1f} %" for mean in means)])
     pairs = sorted({row["pair"] for row in rows})
-    ahead = []
-    for epoch in epochs:
-        at = {(r["start"], r["pair"]): float(r["accuracy"]) for r in rows if int(r["epoch"]) == epoch}
-        both = [pair for pair in pairs if all((start, pair) in at for start in STARTS)]
-        ahead.append(f"{sum(at[STARTS[1], pair] > at[STARTS[0], pair] for pair in both)} of {len(both)}")
-    seconds = statistics.mean(float(row["start_seconds"]) for row in rows if row["start"] == STARTS[1])
+    at = {(row["start"], row["pair"], int(row["epoch"])): float(row["accuracy"]) for row in rows}
+    for start in STARTS[1:]:
+        counts = []
+        for epoch in epochs:
+            both = [pair for pair in pairs if all((s, pair, epoch) in at for s in (start, STARTS[0]))]
+            better = sum(at[start, pair, epoch] > at[STARTS[0], pair, epoch] for pair in both)
+            counts.append(f"{better} of {len(both)}")
+        lines.append([f"{start} ahead of random", "", *counts])
+    took = {
+        start: statistics.mean(float(row["start_seconds"]) for row in rows if row["start"] == start)
+        for start in STARTS[1:]
+    }
     text = "\n\n".join(
         [
             "# Least-squares and random starts of stitches",
             table(
                 ["start", "mismatch before training", *(f"epoch {epoch}" for epoch in epochs)],
-                [*lines, ["least squares ahead", "", *ahead]],
+                lines,
             ),
             f"Mean test accuracy of {len(pairs)} assemblies: {'; '.join(pairs)}.",
-            f"Conditions: {rows[-1]['conditions']}; torch {rows[-1]['torch']}, commit {rows[-1]['commit']}; a "
-            f"least-squares start took {seconds:.0f} s.",
+            f"Conditions: {rows[-1]['conditions']}; torch {rows[-1]['torch']}, commit {rows[-1]['commit']}. "
+            "Seconds of the start: " + ", ".join(f"{start} {value:.0f}" for start, value in took.items()) + ".",
         ]
     )
     with replacing(out / "summary.md") as temporary:
@@ -127,8 +133,11 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             assembly = pa.Assembly.compose(repository, blocks, 10, seed=seed)
             clock = time.perf_counter()
-            if start == "least_squares":
-                initialize_stitches(assembly, repository, images[: options.start_images])
+            first = slice(options.start_images)
+            if start != "random":
+                initialize_stitches(assembly, repository, images[first])
+            if start == "fitted":
+                initialize_head(assembly, images[first], train.labels[first])
             took, off = time.perf_counter() - clock, mismatch(assembly, repository, test_images[:256])
             batches = [(test_images[i : i + 250], test.labels[i : i + 250]) for i in range(0, len(test), 250)]
             found = [measure_quality(assembly, batches, 10).accuracy]
