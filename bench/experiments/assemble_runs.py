@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class SearchEpoch:
-    """One epoch of one search; see :class:`pyassemble.assemble.search.EpochRecord`."""
+    """One epoch of one search; see :class:`pyassemble.assemble.epoch_record.EpochRecord`."""
 
     search: str
     """ "as published" or "fitted"."""

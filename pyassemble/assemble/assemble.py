@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyassemble.assemble.assembly import Assembly
 from pyassemble.assemble.candidates import SELECTIONS, Candidate
 from pyassemble.assemble.head import Head
-from pyassemble.assemble.search import EpochRecord, Search, described
+from pyassemble.assemble.search import Search, described
 from pyassemble.assemble.settings import SearchSettings
 from pyassemble.assemble.stitches import Continuation, Stitch
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, PyAssembleError, UnknownOptionError
@@ -24,6 +24,7 @@ from pyassemble.training.seeding import derived_generator
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyassemble.assemble.epoch_record import EpochRecord
     from pyassemble.assemble.repository import Repository
 
 

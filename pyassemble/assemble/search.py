@@ -12,18 +12,18 @@ import copy
 import math
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pyassemble.assemble.assembly_network import AssemblyNetwork, Joint, Routed
+from pyassemble.assemble.assembly_network import AssemblyNetwork, Routed
 from pyassemble.assemble.batch_statistics import normalizing_by
 from pyassemble.assemble.candidates import SELECTIONS, Candidate
-from pyassemble.assemble.head_start import fit_head
-from pyassemble.assemble.initialization import fit_stitch
+from pyassemble.assemble.epoch_record import EpochRecord
+from pyassemble.assemble.fitted_start import FittedStart
 from pyassemble.assemble.partition import Embedding, Partition, PartitionNetwork
 from pyassemble.assemble.ppo import PPO
 from pyassemble.assemble.prefixes import Executions, refuse_non_finite
@@ -45,54 +45,6 @@ if TYPE_CHECKING:
     from pyassemble.assemble.repository import Repository
     from pyassemble.assemble.settings import SearchSettings
     from pyassemble.training.data import Data
-
-START_ITERATIONS = 20
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch of a search did.
-
-    Attributes:
-        epoch: From 1.
-        weights_loss: Mean loss of the steps of stitches and heads.
-        router_loss: Mean loss of the routers' steps.
-        accuracy: Of the best assembly evaluated in this epoch, on the selection images.
-        score: Best score among the epoch's candidates.
-        mean_score: Mean of them.
-        stitches: Stitches met so far.
-        blocks_requested: Block executions that scoring each candidate by itself would have taken.
-        blocks_executed: Those it took, shared prefixes run once.
-        scores: Of all candidates, in the order in which they were scored.
-        parameters: Their sizes.
-    """
-
-    epoch: int
-    weights_loss: float
-    router_loss: float
-    accuracy: float
-    score: float
-    mean_score: float
-    stitches: int
-    blocks_requested: int
-    blocks_executed: int
-    scores: tuple[float, ...]
-    parameters: tuple[int, ...]
-
-    @property
-    def blocks_saved(self) -> int:
-        """Block executions that sharing prefixes saved."""
-        return self.blocks_requested - self.blocks_executed
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"scores": list(self.scores), "parameters": list(self.parameters)}
-
-    @classmethod
-    def of(cls, document: dict[str, Any]) -> EpochRecord:
-        """From what :meth:`document` gave."""
-        values = {field.name: document[field.name] for field in fields(cls)}
-        return cls(**values | {"scores": tuple(values["scores"]), "parameters": tuple(values["parameters"])})
 
 
 class _Evaluated(NamedTuple):
@@ -150,6 +102,7 @@ class Search:
         self.best: dict[str, Candidate] = {}
         self.executions = Executions()
         self.policy, self._embedding, self._embedded = _policy(repository, blocks)
+        self._fitted = FittedStart(repository, train.first(settings.start_images), num_classes)
         self.network = AssemblyNetwork(
             repository,
             num_classes,
@@ -157,8 +110,8 @@ class Search:
             seed=seed,
             routing=settings.routing,
             factor=settings.factor,
-            start=self._fit if settings.start == "least_squares" else None,
-            start_head=self._fit_own_head if settings.head == "fitted" else None,
+            start=self._fitted.stitch if settings.start == "least_squares" else None,
+            start_head=self._fitted.own_head if settings.head == "fitted" else None,
         )
         self._ppo = PPO(
             self.policy.parameters(),
@@ -402,8 +355,7 @@ class Search:
         if self.settings.head == "trained":
             return trained
         head = copy.deepcopy(trained)
-        batches, labels = self._images_to_start()
-        fit_head(head, [self._features(path, factors, batch) for batch in batches], labels)
+        self._fitted.head(head, lambda images: self._features(path, factors, images))
         return head
 
     def _logits(self, path: tuple[Block, ...], factors: tuple[float, ...], head: Head, images: Tensor) -> Tensor:
@@ -444,27 +396,6 @@ class Search:
                 if math.isfinite(value) and (held is None or value > held.value(select)):
                     self.best[select] = candidate
 
-    def _fit(self, joint: Joint, stitch: nn.Module) -> None:
-        """A least-squares start: from what the one network has behind its segment to what the other has before its."""
-        if not any(True for _ in stitch.parameters()):
-            return
-        source, last, target, first = joint
-        names = self.repository.names
-        with torch.no_grad():
-            fit_stitch(
-                stitch,
-                nn.Sequential(*self.repository[names[source]].segments[: last + 1]),
-                nn.Sequential(*self.repository[names[target]].segments[:first]),
-                self._images_to_start()[0],
-                iterations=START_ITERATIONS,
-            )
-
-    @torch.no_grad()
-    def _fit_own_head(self, name: str, head: Head) -> None:
-        """A head to begin with, fitted to the features that its network has behind its last segment itself."""
-        batches, labels = self._images_to_start()
-        fit_head(head, [self.repository[name].features(batch) for batch in batches], labels)
-
     # -- Data ---------------------------------------------------------------------------------------------------------
 
     def _forever(self, data: Data, purpose: str, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -488,12 +419,6 @@ class Search:
             batches = images.batches(self.num_classes, torch.device("cpu"))
             self._score_images = torch.cat([batch for batch, _ in batches])
         return self._score_images
-
-    def _images_to_start(self) -> tuple[list[Tensor], Tensor]:
-        """Batches of images of the training half, and their labels."""
-        images = self.train.first(self.settings.start_images)
-        batches = list(images.batches(self.num_classes, self.repository.device))
-        return [batch for batch, _ in batches], torch.cat([labels for _, labels in batches])
 
     def _embed(self, images: Tensor) -> Tensor:
         self._check_images(images)

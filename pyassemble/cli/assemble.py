@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from pyassemble.assemble import Assembly, Repository
+    from pyassemble.assemble.epoch_record import EpochRecord
     from pyassemble.assemble.plan import Plan
-    from pyassemble.assemble.search import EpochRecord
 
 
 @app.command()

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyassemble as pa
-from pyassemble.assemble.search import EpochRecord
+from pyassemble.assemble.epoch_record import EpochRecord
 from pyassemble.errors import ArgumentTypeError, CheckpointError, OutOfRangeError, TensorError, UnknownOptionError
 from pyassemble.training.metrics import measure_quality
 from tests.assemble.small import CLASSES, problem, repository, shared_repository
