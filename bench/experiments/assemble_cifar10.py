@@ -50,8 +50,14 @@ POOL = 300
 """Assemblies that the choices by chance, similarity and size are made from."""
 
 PUBLISHED, FITTED = "as published", "fitted"
-FITTED_SETTINGS = {"start": "least_squares", "head": "fitted", "factor": "straight_through", "reward": "validation"}
-"""Stitches and heads in closed form, and the policy rewarded for what is wanted."""
+FITTED_SETTINGS = {
+    "start": "least_squares",
+    "head": "fitted",
+    "factor": "straight_through",
+    "ways": "drawn",
+    "reward": "validation",
+}
+"""Stitches and heads that begin fitted, all sources compared, and the policy rewarded for what is wanted."""
 
 Path_ = tuple[pa.Block, ...]
 

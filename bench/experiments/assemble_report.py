@@ -72,8 +72,9 @@ def summary(rows: Sequence[Row], searches: Sequence[SearchEpoch]) -> str:
         "joints, the largest; only stitches and head are trained. Stitches start from least squares but where they are "
         "called random; their heads from random weights. " + _best_heads(rows),
         "*fitted*: the head too starts from a convex problem, logistic regression on the images that the stitches are "
-        "fitted on; chosen blocks keep the size of their features (straight-through factors); the policy's reward is "
-        "accuracy; AdamW's rates are the publication's 1e-3 and 1e-4. *not trained further*: as the search left it.",
+        "fitted on; chosen blocks keep the size of their features (straight-through factors); candidates are drawn of "
+        "all sources and compared by accuracy, the policy's reward; AdamW's rates are the publication's 1e-3 and 1e-4. "
+        "*not trained further*: as the search left it.",
         "The four ResNets were trained on lossless CIFAR-10 by others: they know this task, so that a new head for one "
         "of them is a strong start, which the publication's sources (ImageNet) did not have.",
         f"Conditions: {rows[-1].conditions}; torch {rows[-1].torch}, commit {rows[-1].commit}. Methods that do not "

@@ -26,7 +26,7 @@ from pyassemble.errors import UnknownOptionError
 from pyassemble.training.seeding import derived_generator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pyassemble.assemble.repository import Repository
     from pyassemble.network.cuts import CutNetwork
@@ -182,6 +182,8 @@ class AssemblyNetwork(nn.Module):
         *,
         generator: torch.Generator | None = None,
         agree: Callable[[Tensor], Tensor] | None = None,
+        draw: bool | None = None,
+        choices: Sequence[int] | None = None,
     ) -> Routed:
         """Routes a batch through the blocks of a partition.
 
@@ -190,21 +192,25 @@ class AssemblyNetwork(nn.Module):
             partition: Cut points of every network.
             generator: Of the routers' noise and draws, on the CPU.
             agree: Makes several processes go one way: what it gives for this process's probabilities is what decides.
+            draw: Whether each choice is drawn with the router's probabilities; by default in training where the routing
+                is "sample".
+            choices: The way to take, whatever the routers say.
 
         Returns:
             Logits, the way taken, and the factors along it.
         """
         output, before = images, None
-        choices: list[int] = []
+        draw = self.training and self.routing == "sample" if draw is None else draw
+        taken: list[int] = []
         chosen: list[Tensor] = []
         distributions: list[Tensor] = []
         for i, router in enumerate(self.routers):
             probabilities = router(output, generator=generator)
             decisive = probabilities.detach() if agree is None else agree(probabilities.detach())
-            choices.append(self._choose(decisive, generator))
-            chosen.append(self._factor(probabilities[choices[-1]]))
+            taken.append(_choice(decisive, generator, draw) if choices is None else choices[i])
+            chosen.append(self._factor(probabilities[taken[-1]]))
             distributions.append(decisive)
-            block = self._block(partition, i, choices[-1])
+            block = self._block(partition, i, taken[-1])
             if before is not None:
                 output = self.stitch(self.joint(before, block))(output)
             for segment in self._network(block.network).segments[block.first : block.last + 1]:
@@ -213,7 +219,7 @@ class AssemblyNetwork(nn.Module):
             before = block
         assert before is not None
         logits: Tensor = self.head(before.network)(output)
-        return Routed(logits, tuple(choices), torch.stack(chosen), torch.stack(distributions))
+        return Routed(logits, tuple(taken), torch.stack(chosen), torch.stack(distributions))
 
     def chain(self, path: tuple[Block, ...], *, initial: bool = False) -> list[Step]:
         """An assembly without factors as steps to its features, one a segment and one a stitch.
@@ -250,11 +256,6 @@ class AssemblyNetwork(nn.Module):
     def _factor(self, probability: Tensor) -> Tensor:
         return probability if self.factor == "probability" else probability / probability.detach()
 
-    def _choose(self, probabilities: Tensor, generator: torch.Generator | None) -> int:
-        if self.training and self.routing == "sample":
-            return int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
-        return int(probabilities.argmax())
-
     def _block(self, partition: Partition, i: int, choice: int) -> Block:
         name = self.names[choice]
         first, last = blocks_of(partition[name], len(self._network(name).segments))[i]
@@ -262,6 +263,12 @@ class AssemblyNetwork(nn.Module):
 
     def _network(self, name: str) -> CutNetwork:
         return self._repository[name]
+
+
+def _choice(probabilities: Tensor, generator: torch.Generator | None, draw: bool) -> int:
+    if draw:
+        return int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+    return int(probabilities.argmax())
 
 
 def _text(joint: Joint) -> str:

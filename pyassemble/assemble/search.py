@@ -233,15 +233,26 @@ class Search:
             )
         return loss
 
-    def _route(self, images: Tensor, partition: Partition, generator: torch.Generator | None = None) -> Routed:
+    def _route(
+        self,
+        images: Tensor,
+        partition: Partition,
+        generator: torch.Generator | None = None,
+        draw: bool | None = None,
+    ) -> Routed:
         self._check_images(images)
 
         def agree(probabilities: Tensor) -> Tensor:
             return mean_over_processes(self._accelerator, probabilities)
 
         with self._accelerator.autocast():
-            routed: Routed = self.network(images, partition, generator=generator, agree=agree)
+            routed: Routed = self.network(images, partition, generator=generator, agree=agree, draw=draw)
         return routed
+
+    def _way(self, images: Tensor, partition: Partition, generator: torch.Generator) -> tuple[int, ...]:
+        """The way through a partition that the settings ask for, by what the routers make of a batch."""
+        draw = self.settings.ways == "drawn"
+        return self._route(images, partition, generator if draw else None, draw=draw).choices
 
     def _weights_optimizer(self) -> Any:
         """AdamW over all stitches and heads met so far."""
@@ -269,15 +280,15 @@ class Search:
         logits = self.policy(features)
         drawn = [partition]
         drawn += [self.policy.sample(logits, generator=generator) for _ in range(self.settings.candidates - 1)]
-        by_accuracy = self.settings.reward == "validation"
         evaluated = {0: self._evaluated(partition)}
+        with torch.no_grad():
+            ways = [self._way(images, other, generator) for other in drawn[1:]]
+        by_accuracy = self.settings.reward == "validation"
         if by_accuracy:
-            evaluated |= {k: self._evaluated(other) for k, other in enumerate(drawn[1:], 1)}
-            paths = [evaluated[k].path for k in range(len(drawn))]
-        else:
-            with torch.no_grad():
-                others = [self.network.path(other, self._route(images, other).choices) for other in drawn[1:]]
-            paths = [evaluated[0].path, *others]
+            both = zip(drawn[1:], ways, strict=True)
+            evaluated |= {k: self._evaluated(other, way) for k, (other, way) in enumerate(both, 1)}
+        others = [self.network.path(other, way) for other, way in zip(drawn[1:], ways, strict=True)]
+        paths = [evaluated[0].path, *others]
         if last:
             likeliest = evaluated[len(drawn)] = self._evaluated(self.policy.best(logits))
             paths.append(likeliest.path)
@@ -313,8 +324,8 @@ class Search:
         self._ppo.step(log_probabilities, rewards[usable].to(self.repository.device))
 
     @torch.no_grad()
-    def _evaluated(self, partition: Partition) -> _Evaluated:
-        """The assembly that the routers make of a partition: the way most batches take, and how good it is.
+    def _evaluated(self, partition: Partition, way: tuple[int, ...] | None = None) -> _Evaluated:
+        """The assembly of a partition and a way, by default the one that the routers send most images: how good it is.
 
         Every process looks at the same images, and takes the main one's answer.
         """
@@ -325,7 +336,7 @@ class Search:
         for batch, _ in images.batches(self.num_classes, self.repository.device):
             self._check_images(batch)
             with self._accelerator.autocast():
-                routed = self.network(batch, partition)
+                routed = self.network(batch, partition, choices=way)
             ways[routed.choices] += len(batch)
             added = len(batch) * routed.factors.detach().double().cpu()
             sums[routed.choices] = sums.get(routed.choices, torch.zeros(self.blocks)) + added

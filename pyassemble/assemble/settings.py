@@ -12,6 +12,7 @@ from pyassemble.errors import OutOfRangeError, UnknownOptionError
 REWARDS = ("score", "validation")
 STARTS = ("random", "least_squares")
 HEADS = ("trained", "fitted")
+WAYS = ("likeliest", "drawn")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class SearchSettings:
         inner_steps: T, gradient steps of the policy on the same draws.
         form: Of the clipped objective, "min" or "printed".
         routing: How a block is chosen in training, "argmax" or "sample".
+        ways: Through the partitions that are drawn beside the trained one: the routers' "likeliest", as published, or
+            "drawn" with their probabilities, which compares other sources too while the routers cannot tell them apart.
         reward: What the policy is rewarded for: the training-free "score", as published, or accuracy on the validation
             half ("validation"), which costs a pass over ``selection_images`` for each candidate; every one may then be
             the result, not the trained ones only.
@@ -67,6 +70,7 @@ class SearchSettings:
     inner_steps: int = 4
     form: str = "min"
     routing: str = "argmax"
+    ways: str = "likeliest"
     reward: str = "score"
     start: str = "random"
     head: str = "trained"
@@ -81,6 +85,7 @@ class SearchSettings:
         options = {
             "form": FORMS,
             "routing": ROUTING,
+            "ways": WAYS,
             "reward": REWARDS,
             "start": STARTS,
             "head": HEADS,

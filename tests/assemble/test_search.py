@@ -22,7 +22,13 @@ from tests.networks import same_state, snapshot
 QUICK = SearchSettings(
     batch_size=16, rounds=2, candidates=3, score_images=16, score_batch=8, selection_images=48, policy_rate=0.01
 )
-FITTED = {"start": "least_squares", "head": "fitted", "factor": "straight_through", "start_images": 32}
+FITTED = {
+    "start": "least_squares",
+    "head": "fitted",
+    "factor": "straight_through",
+    "ways": "drawn",
+    "start_images": 32,
+}
 
 
 def search(settings: SearchSettings = QUICK, **options: Any) -> Search:
@@ -140,6 +146,24 @@ def test_records_and_candidates() -> None:
     assert len(best.path) == len(best.factors) == 3
     assert all(0 < factor < 1 for factor in best.factors)
     assert found.best["score"].score == max(s for s in (record.scores[0], record.scores[3], record.scores[6]))
+
+
+def test_drawn_ways_compare_other_sources_than_the_routers_likeliest() -> None:
+    seen = {}
+    for ways in ("likeliest", "drawn"):
+        settings = SearchSettings(**{**vars(QUICK), "ways": ways, "candidates": 9, "router_rate": 1e-9})
+        found = search(settings)
+        taken: set[tuple[int, ...]] = set()
+        way = found._way
+
+        def noted(*arguments: Any, way: Any = way, taken: set[tuple[int, ...]] = taken) -> tuple[int, ...]:
+            taken.add(chosen := way(*arguments))
+            return chosen
+
+        found._way = noted  # type: ignore[method-assign]
+        found.run_epoch()
+        seen[ways] = taken
+    assert len(seen["drawn"]) > max(3, len(seen["likeliest"]))
 
 
 def test_where_accuracy_is_the_reward_every_candidate_may_be_the_result() -> None:
