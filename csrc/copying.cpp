@@ -21,12 +21,14 @@ Crop::Crop(std::span<const std::int64_t> source_shape, std::span<const std::int6
         const std::int64_t s = source_shape[d], t = target_shape[d], n = extents[d];
         if (n < 0 || source_starts[d] < 0 || target_starts[d] < 0 || n > s || source_starts[d] > s - n || n > t || target_starts[d] > t - n)
             throw std::invalid_argument("a region must lie within its array");
-        // Checked first: no start, and no number of steps, is above the number of elements.
+        // Checked first: a region that is not empty starts, and steps, below the number of elements.
         std::int64_t source_elements = 0, target_elements = 0;
         if (__builtin_mul_overflow(source_elements_, s, &source_elements) || __builtin_mul_overflow(target_elements_, t, &target_elements))
             throw std::invalid_argument("an array has too many elements");
-        source_start_ += source_starts[d] * source_elements_;
-        target_start_ += target_starts[d] * target_elements_;
+        if (n > 0) {
+            source_start_ += source_starts[d] * source_elements_;
+            target_start_ += target_starts[d] * target_elements_;
+        }
         if (dense) {
             run_ *= n;
             dense = n == s && n == t;

@@ -298,6 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--cutmix", type=float, default=0.0, help="the publication's is 1")
     add("--start", default="least_squares", choices=STARTS, help="of stitches; the publication's are random")
     add("--start-images", type=int, default=64)
+    parser.set_defaults(fitted=", ".join(FITTED_SETTINGS.values()))
     add("--precision", default="bf16", choices=("no", "bf16", "fp16"))
     add("--seeds", type=int, default=2)
     add("--device", default="cpu")

@@ -29,6 +29,8 @@ class Conditions:
     start: str
     """Of stitches; random ones for the method that says so."""
     start_images: int
+    fitted: str
+    """Options of the search and of the starts that are called fitted."""
     precision: str
     device: str
 

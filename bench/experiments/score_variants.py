@@ -192,6 +192,8 @@ def summary(rows: Sequence[Row], repeats: Sequence[Repeat], networks: Sequence[s
         by.setdefault((row.statistics, row.variant, row.cell), []).append(row.value)
     lines = []
     for statistics, variant in values:
+        if any((statistics, variant, network.cell) not in by for network in known):
+            continue  # not finished yet
         table_ = np.array([by[statistics, variant, network.cell] for network in known])
         mean = table_.mean(1)
         low, high = interval(mean, accuracy, kendall)

@@ -115,22 +115,25 @@ SMOKE = Conditions(
 
 def planned_runs(conditions: Conditions) -> list[Run]:
     """All runs, the most important first: a budget that ends early cuts off seeds and large targets, not questions."""
-    first, deepest = conditions.sources[0], conditions.sources[-1]
-    grid = []
+    runs = []
     for seed in range(conditions.seeds):
+        runs += _one_epoch_runs(conditions, seed)
         for target in conditions.targets:
-            sources = (first, deepest) if target in conditions.ends else conditions.sources
-            grid.append(Run(GRID, target, RANDOM, "", seed))
-            grid += [Run(GRID, target, source, how, seed) for how in (ELSEWHERE, TUNED) for source in sources]
-    shallow, next_one = "resnet20_cifar", "resnet32_cifar"
-    one_epoch = []
-    for seed in range(conditions.seeds):
-        one_epoch.append(Run(ONE_EPOCH, shallow, RANDOM, "", seed))
-        if deepest != shallow:
-            one_epoch.append(Run(ONE_EPOCH, shallow, deepest, ELSEWHERE, seed))
-        one_epoch += [Run(ONE_EPOCH, target, shallow, ELSEWHERE, seed) for target in (shallow, next_one)]
-        one_epoch.append(Run(ONE_EPOCH, next_one, RANDOM, "", seed))
-    return one_epoch + grid
+            ends = (conditions.sources[0], conditions.sources[-1])
+            sources = ends if target in conditions.ends else conditions.sources
+            runs.append(Run(GRID, target, RANDOM, "", seed))
+            runs += [Run(GRID, target, source, how, seed) for how in (ELSEWHERE, TUNED) for source in sources]
+    return runs
+
+
+def _one_epoch_runs(conditions: Conditions, seed: int) -> list[Run]:
+    """The comparison with the published code."""
+    shallow, next_one, deepest = "resnet20_cifar", "resnet32_cifar", conditions.sources[-1]
+    runs = [Run(ONE_EPOCH, target, RANDOM, "", seed) for target in (shallow, next_one)]
+    runs += [Run(ONE_EPOCH, target, shallow, ELSEWHERE, seed) for target in (shallow, next_one)]
+    if deepest != shallow:
+        runs.append(Run(ONE_EPOCH, shallow, deepest, ELSEWHERE, seed))
+    return runs
 
 
 @dataclass

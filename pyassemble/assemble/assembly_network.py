@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyassemble.assemble.head import Head
 from pyassemble.assemble.partition import Partition, blocks_of
-from pyassemble.assemble.prefixes import Step
+from pyassemble.assemble.prefixes import Step, segment_steps
 from pyassemble.assemble.repository import Block
 from pyassemble.assemble.routers import Router
 from pyassemble.assemble.stitches import Continuation, stitch
@@ -238,10 +238,7 @@ class AssemblyNetwork(nn.Module):
                 joint = self.joint(before, block)
                 module = self.initial_stitch(joint) if initial else self.stitch(joint)
                 steps.append(Step(joint, module, _between(before, block), counts=False))
-            network = self._network(block.network)
-            for i in range(block.first, block.last + 1):
-                name = f"segment {i} ({network.cut_points[i]}) of source {block.network!r}"
-                steps.append(Step((block.network, i), network.segments[i], name))
+            steps += segment_steps(self._network(block.network), block.network, block.first, block.last + 1)
             before = block
         return steps
 

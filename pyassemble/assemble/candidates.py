@@ -19,7 +19,7 @@ class Candidate:
 
     Attributes:
         path: Its blocks.
-        factors: What each block's output is multiplied by: the router's mean probability.
+        factors: What each block's output is multiplied by: the router's mean probability, or 1.
         accuracy: On the selection images of the validation half.
         auroc: On the same.
         loss: On the same.

@@ -1,6 +1,6 @@
 """A start for heads from a few hundred labelled images: logistic regression on the pooled features.
 
-The problem is convex, so it has one solution whatever the head was before; L-BFGS finds it in float64 on the CPU. With
+The problem is convex, so that what the head was before does not matter; L-BFGS solves it in float64 on the CPU. With
 stitches of least squares (:mod:`pyassemble.assemble.initialization`) an assembly of networks that know the task then
 classifies before any training, and training starts where its gradients say something about the stitches.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyassemble.assemble.head import Head
+from pyassemble.assemble.score import evaluating
 from pyassemble.errors import ArgumentTypeError, OutOfRangeError, TensorError
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def fit_head(
     Args:
         head: Changed in place.
         features: Batches of what comes into the head, each (B, *head.shape.size), N images in all.
-        labels: (N,) class numbers, int64.
+        labels: (N,) class numbers, int64. A class without an image is one that the head does not predict.
         penalty: Of the sum of squared weights of standardized features, beside the mean cross-entropy. Channels that
-            do not vary over the images get no weight.
+            hardly vary over the images, by a hundredth of what others do, are not blown up to the others' deviation.
         iterations: Of L-BFGS, at most so many.
 
     Returns:
@@ -64,8 +65,8 @@ def fit_head(
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise TensorError(f"labels from {int(labels.min())} to {int(labels.max())}; accepted: 0 to {classes - 1}")
     mean, deviation = pooled.mean(0), pooled.std(0, correction=0)
-    varies = deviation > 1e-6 * mean.abs().clamp_min(1e-30)
-    scale = torch.where(varies, 1 / deviation.where(varies, 1.0), 0.0)
+    typical = deviation.square().mean().sqrt()
+    scale = 1 / deviation.clamp_min(1e-2 * float(typical)).clamp_min(1e-300)
     weight, bias = _regression((pooled - mean) * scale, labels, classes, penalty, iterations)
     weight = weight * scale
     bias = bias - weight @ mean
@@ -86,7 +87,7 @@ def initialize_head(
     """Gives an assembly's head a start from labelled images; after ``initialize_stitches``, whose features it reads.
 
     Args:
-        assembly: Changed in place; blocks and stitches stay as they are.
+        assembly: Changed in place, run in eval mode; blocks and stitches stay as they are.
         images: (N, C, H, W), a few hundred; on any device.
         labels: (N,) class numbers, int64.
         penalty: As in :func:`fit_head`.
@@ -103,9 +104,11 @@ def initialize_head(
     """
     if not isinstance(assembly.head, Head):
         raise ArgumentTypeError(f"the assembly's head is a {type(assembly.head).__name__}; accepted: a Head")
+    if batch_size < 1:
+        raise OutOfRangeError(f"batch_size {batch_size}; accepted: at least 1")
     device = next(assembly.parameters()).device
     batches = torch.split(images, batch_size) if len(images) else ()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating([assembly]):
         features = [assembly.features(batch.to(device)) for batch in batches]
     return fit_head(assembly.head, features, labels, penalty=penalty, iterations=iterations)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from pyassemble.network.cuts import CutNetwork
+
 
 @dataclass(frozen=True)
 class Step:
@@ -35,6 +37,14 @@ class Step:
     run: Callable[[Tensor], Tensor]
     name: str
     counts: bool = True
+
+
+def segment_steps(network: CutNetwork, name: str, first: int, stop: int) -> list[Step]:
+    """A step for each of the segments ``first`` to ``stop - 1`` of a network of that name."""
+    return [
+        Step((name, i), network.segments[i], f"segment {i} ({network.cut_points[i]}) of source {name!r}")
+        for i in range(first, stop)
+    ]
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,10 @@ class Search:
         self.best: dict[str, Candidate] = {}
         self.executions = Executions()
         self.policy, self._embedding, self._embedded = _policy(repository, blocks)
-        self._fitted = FittedStart(repository, train.first(settings.start_images), num_classes)
+        self.selection = validation.drawn(settings.selection_images, derived_generator(seed, "selection"))
+        self._fitted = FittedStart(
+            repository, train, settings.start_images, num_classes, derived_generator(seed, "start")
+        )
         self.network = AssemblyNetwork(
             repository,
             num_classes,
@@ -153,7 +156,7 @@ class Search:
         router_losses: list[float] = []
         scores: list[float] = []
         sizes: list[int] = []
-        found: list[Candidate] = []
+        accuracy = 0.0
         executions = Executions()
         with global_seeds(derived_seed(self.seed, "epoch", epoch)):
             generator = derived_generator(self.seed, "search", epoch)
@@ -174,17 +177,17 @@ class Search:
                 last = end == ends[-1]
                 done = self._end_round(partition, features, images, generator, epoch, last)
                 executions += done.executions
-                found += done.found
+                self._keep_best(done.found)
+                accuracy = max(accuracy, *(candidate.accuracy for candidate in done.found))
                 scores += done.scores
                 sizes += done.sizes
         self.executions += executions
-        self._keep_best(found)
         finite = [value for value in scores if math.isfinite(value)]
         record = EpochRecord(
             epoch=epoch,
             weights_loss=sum(weights_losses) / len(weights_losses),
             router_loss=sum(router_losses) / len(router_losses),
-            accuracy=max(candidate.accuracy for candidate in found),
+            accuracy=accuracy,
             score=max(finite, default=math.nan),
             mean_score=sum(finite) / len(finite) if finite else math.nan,
             stitches=len(self.network.joints()),
@@ -330,7 +333,7 @@ class Search:
         Every process looks at the same images, and takes the main one's answer.
         """
         self.network.eval()
-        images = self.validation.first(self.settings.selection_images)
+        images = self.selection
         ways: Counter[tuple[int, ...]] = Counter()
         sums: dict[tuple[int, ...], Tensor] = {}
         for batch, _ in images.batches(self.num_classes, self.repository.device):
@@ -366,7 +369,7 @@ class Search:
         if self.settings.head == "trained":
             return trained
         head = copy.deepcopy(trained)
-        self._fitted.head(head, lambda images: self._features(path, factors, images))
+        self._fitted.head(head, lambda images: self._features(path, factors, images), self.network.chain(path))
         return head
 
     def _logits(self, path: tuple[Block, ...], factors: tuple[float, ...], head: Head, images: Tensor) -> Tensor:
@@ -426,7 +429,7 @@ class Search:
 
     def _images_to_score(self) -> Tensor:
         if self._score_images is None:
-            images = self.validation.first(self.settings.score_images)
+            images = self.validation.drawn(self.settings.score_images, derived_generator(self.seed, "scored"))
             batches = images.batches(self.num_classes, torch.device("cpu"))
             self._score_images = torch.cat([batch for batch, _ in batches])
         return self._score_images

@@ -118,6 +118,14 @@ class Data:
         """The first ``count`` images, all if there are fewer."""
         return replace(self, dataset=Subset(self.dataset, range(min(count, len(self)))))
 
+    def drawn(self, count: int, generator: torch.Generator) -> Data:
+        """``count`` random images without replacement, all if there are fewer; in the order of the dataset.
+
+        Datasets are often sorted by class, so that their first images are no sample of them.
+        """
+        chosen = torch.randperm(len(self), generator=generator)[:count].sort().values.tolist()
+        return replace(self, dataset=Subset(self.dataset, chosen))
+
     def batches(
         self,
         num_classes: int,

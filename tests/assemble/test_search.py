@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import pyassemble as pa
 from pyassemble.assemble.candidates import SELECTIONS
 from pyassemble.assemble.search import Search
 from pyassemble.assemble.settings import SearchSettings
@@ -98,11 +99,11 @@ def test_statistics_of_the_batch_give_other_scores_to_the_same_networks() -> Non
     assert all(a != b for a, b in zip(first.scores[:drawn], second.scores[:drawn], strict=True))
 
 
-@pytest.mark.parametrize("statistics", ["stored", "batch"])
-def test_the_repository_stays_as_it_was(statistics: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"statistics": "batch"}, FITTED | {"reward": "validation"}], ids=str)
+def test_the_repository_stays_as_it_was(options: dict[str, Any]) -> None:
     networks = repository()
     before = [snapshot(s) for name in networks.names for s in networks[name].segments]
-    search(SearchSettings(**{**vars(QUICK), "statistics": statistics}), repository=networks).run_epoch()
+    search(SearchSettings(**{**vars(QUICK), **options}), repository=networks).run_epoch()
     after = [s for name in networks.names for s in networks[name].segments]
     assert all(same_state(segment, held) for segment, held in zip(after, before, strict=True))
     assert not any(module.training for segment in after for module in segment.modules())
@@ -128,6 +129,59 @@ def test_fitted_heads_and_stitches_are_good_before_anything_is_trained() -> None
     best = fitted.best["validation"]
     assert best.accuracy > max(0.6, published.best["validation"].accuracy)
     assert best.factors == (1.0, 1.0, 1.0)
+
+
+def test_fitted_starts_read_a_random_sample_of_sorted_data() -> None:
+    images, labels = problem(300)
+    order = labels.argsort()
+    settings = SearchSettings(**{**vars(QUICK), **FITTED, "start_images": 60, "weights_rate": 1e-9})
+    found = Search(
+        shared_repository(),
+        Data.of((images[order], labels[order]), "train", batch_size=16),
+        Data.of((images[order], labels[order]), "validation", batch_size=16),
+        CLASSES,
+        blocks=3,
+        seed=0,
+        settings=settings,
+        accelerator=make_accelerator("cpu"),
+    )
+    found.run_epoch()
+    assert found.best["validation"].accuracy > 0.6
+    shown = torch.cat([labels for _, labels in found.selection.batches(CLASSES, torch.device("cpu"))])
+    assert shown.bincount(minlength=CLASSES).min() > 5
+
+
+def test_fitted_stitches_are_the_same_in_mixed_precision() -> None:
+    stitches = []
+    for precision in (None, "bf16"):
+        torch.manual_seed(0)
+        found = search(SearchSettings(**{**vars(QUICK), **FITTED}))
+        found._accelerator = make_accelerator("cpu", mixed_precision=precision)
+        before, after = pa.Block("wide", 0, 1), pa.Block("deep", 2, 3)
+        with found._accelerator.autocast(), torch.no_grad():
+            stitch = found.network.stitch(found.network.joint(before, after))
+            x = torch.randn(2, *shared_repository()["wide"].shapes[1].size)
+            stitches.append((stitch.state_dict(), stitch(x).float()))
+    (one, y), (other, z) = stitches
+    assert_same(one, other)
+    torch.testing.assert_close(z, y, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("options", [FITTED, {"start": "least_squares"}], ids=["fitted", "least squares"])
+def test_nan_is_named_with_its_block_where_something_is_fitted(options: dict[str, Any]) -> None:
+    networks = repository()
+    poisoned = networks["wide"].segments[2]
+    with torch.no_grad():
+        next(poisoned.parameters()).fill_(float("nan"))
+    named = 0
+    for seed in range(4):
+        found = search(SearchSettings(**{**vars(QUICK), **options}), repository=networks, seed=seed)
+        try:
+            found.run_epoch()
+        except TensorError as error:
+            assert "segment 2 (3) of source 'wide'" in str(error)  # noqa: PT017
+            named += 1
+    assert named
 
 
 def test_records_and_candidates() -> None:
@@ -184,7 +238,7 @@ def test_the_reported_accuracy_is_that_of_the_kept_weights(options: dict[str, An
     for _ in range(3):
         found.run_epoch()
     best = found.best["validation"]
-    images, labels = next(iter(found.validation.first(48).batches(CLASSES, torch.device("cpu"))))
+    images, labels = next(iter(found.selection.batches(CLASSES, torch.device("cpu"))))
     net = found.network
     parts = {
         str(i): net.stitch(net.joint(a, b)) for i, (a, b) in enumerate(zip(best.path, best.path[1:], strict=False))
@@ -194,7 +248,7 @@ def test_the_reported_accuracy_is_that_of_the_kept_weights(options: dict[str, An
         module.load_state_dict({k[len(part) + 1 :]: v for k, v in best.weights.items() if k.startswith(f"{part}.")})
     right = 0
     with torch.no_grad():
-        for images, labels in found.validation.first(48).batches(CLASSES, torch.device("cpu")):
+        for images, labels in found.selection.batches(CLASSES, torch.device("cpu")):
             right += int((found._logits(best.path, best.factors, head, images).argmax(1) == labels).sum())
     assert right / 48 == pytest.approx(best.accuracy)
 
