@@ -91,10 +91,9 @@ class Kept:
     def holds(self, labels: Tensor, teacher: int) -> Tensor:
         """Whether each of the labels is of a unit that is kept."""
         group, unit = self.groups.group_of[labels], self.groups.unit_of[labels]
-        return torch.tensor(
-            [bool(self.units[g][teacher, u]) for g, u in zip(group.tolist(), unit.tolist(), strict=True)],
-            dtype=torch.bool,
-        )
+        sizes = torch.tensor([units.shape[1] for units in self.units])
+        kept = torch.cat([units[teacher] for units in self.units])
+        return kept[(sizes.cumsum(0) - sizes)[group] + unit]
 
     def places(self, labels: Tensor, dim: int) -> Places:
         """How a layer of free choice lays out its channels.

@@ -22,13 +22,16 @@ from tests.merge.networks import (
     SLOW_SPANNING,
     TOLERANCE,
     close,
+    release_memory,
+    small_images_for,
     teachers,
 )
 from tests.merge.test_merge import PaddedResNet, pair
 from tests.merge.test_train import QUICK, Small, problem, run, same, without_times
-from tests.networks import build, images_for
+from tests.networks import build
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MEMORY = 1.3
@@ -63,10 +66,17 @@ def choose_at_random(student: pa.WideStudent, generator: torch.Generator) -> dic
     return keep
 
 
+@pytest.fixture
+def _memory_released() -> Iterator[None]:
+    yield
+    release_memory()
+
+
+@pytest.mark.usefixtures("_memory_released")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_stage_is_within_the_bound_and_goes_on_where_the_last_one_ended(name: str) -> None:
     networks = teachers(name)
-    images = images_for(networks[0]).double()
+    images = small_images_for(networks[0]).double()
     student = pa.merge(networks, images, memory=MEMORY)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), student.opened():
@@ -112,7 +122,7 @@ def test_several_teachers_and_other_ratios(options: dict[str, Any]) -> None:
 def test_a_network_that_cannot_be_widened_group_by_group_is_refused_before_training() -> None:
     networks = teachers(REFUSED)
     with pytest.raises(pa.UnsupportedOperationError, match="'view'"):
-        pa.merge(networks, images_for(networks[0]).double(), memory=MEMORY)
+        pa.merge(networks, small_images_for(networks[0]).double(), memory=MEMORY)
 
 
 class Chain(nn.Module):
@@ -205,7 +215,7 @@ def test_a_union_of_other_classes_group_by_group() -> None:
 
 
 def tensors_alive() -> list[Tensor]:
-    """All tensors of this process that have a storage; sparse ones and those inside torch.func's transforms have none."""
+    """All tensors that have a storage; sparse ones and those inside torch.func's transforms have none."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter) and not thing.is_meta]
     return [tensor for tensor in tensors if tensor.layout is torch.strided and not is_functorch_wrapped_tensor(tensor)]
@@ -238,6 +248,12 @@ def test_what_is_really_allocated_while_training() -> None:
     assert most > 1.1 * own  # the measurement sees what is there
 
 
+@pytest.fixture(scope="module")
+def whole() -> pa.MergeResult:
+    """What a run that nobody interrupts gives."""
+    return run(TestTraining().student(), epochs=6)
+
+
 class TestTraining:
     def student(self, memory: float | None = 1.25) -> pa.WideStudent:
         return pa.merge([build_small(seed) for seed in (0, 1)], problem(2)[0], memory=memory)
@@ -266,7 +282,7 @@ class TestTraining:
             assert (result.network(images).argmax(1) == labels).float().mean() > 0.8
 
     @pytest.mark.parametrize("entries", [2, 3, 4, 5, 6])
-    def test_interrupted(self, tmp_path: Path, entries: int) -> None:
+    def test_interrupted(self, tmp_path: Path, entries: int, whole: pa.MergeResult) -> None:
         seen: list[dict[str, Any]] = []
 
         def interrupt(entry: dict[str, Any]) -> None:
@@ -277,7 +293,6 @@ class TestTraining:
         student = self.student()
         with pytest.raises(KeyboardInterrupt):
             run(student, epochs=6, checkpoint=tmp_path / "a", after_epoch=interrupt)
-        whole = run(self.student(), epochs=6)
         shutil.copytree(tmp_path / "a", tmp_path / "b")
         # A student as it was built, and the one that was interrupted, whichever stage it has reached.
         for wide, folder in ((self.student(), "a"), (student, "b")):
