@@ -75,13 +75,11 @@ class Kept:
         groups: The architecture's groups.
         teachers: N.
         units: For each group (N, size), True where kept.
-        borders: Whether a run of channels ends where the group changes.
     """
 
     groups: Groups
     teachers: int
     units: list[Tensor]
-    borders: bool = True
 
     @classmethod
     def all(cls, groups: Groups, teachers: int) -> Kept:
@@ -98,10 +96,9 @@ class Kept:
     def places(self, labels: Tensor, dim: int) -> Places:
         """How a layer of free choice lays out its channels.
 
-        The teachers stand side by side within each run of channels. A run ends where a unit returns and, if
-        ``borders``, where the group changes. Heads thus stay whole in stacked q, k and v, and an operation that splits
-        channels along the borders of runs does to the wide tensor what it does to the teachers'. Where channels of two
-        layers are interleaved afterwards (a shuffle), borders must not be heeded: the layers' groups may differ.
+        The teachers stand side by side within each run of channels. A run ends where a unit returns, and where the
+        group changes. Heads thus stay whole in stacked q, k and v, and an operation that splits channels along the
+        borders of runs does to the wide tensor what it does to the teachers'.
         """
         teachers, indices = [], []
         held = [self.holds(labels, t) for t in range(self.teachers)]
@@ -116,7 +113,7 @@ class Kept:
     def _runs(self, labels: Tensor) -> list[tuple[int, int]]:
         group = self.groups.group_of[labels].tolist()
         unit = self.groups.unit_of[labels].tolist()
-        borders = {p for p in range(1, len(group)) if self.borders and group[p] != group[p - 1]}
+        borders = {p for p in range(1, len(group)) if group[p] != group[p - 1]}
         runs, start = [], 0
         seen: set[tuple[int, int]] = set()
         for place, key in enumerate(zip(group, unit, strict=True)):

@@ -123,6 +123,22 @@ def test_compressed_by_loc_is_wide_with_other_gates_closed(
         assert close(seen, exact)
 
 
+def test_compressed_to_other_widths(merging: Merging, student: pa.WideStudent) -> None:
+    generator = torch.Generator().manual_seed(1)
+    keep = {}
+    for name, group in student.gate_groups.items():
+        count = round(len(group.loc) * 2 / 3)
+        keep[name] = torch.randperm(len(group.loc), generator=generator)[:count]
+    close_others(student, keep)
+    compressed = student.compress(keep)
+    with torch.no_grad():
+        exact, seen = student(merging.images), compressed(merging.images)
+    if merging.name in SPANNING:
+        assert torch.isfinite(seen).all()
+    else:
+        assert close(seen, exact)
+
+
 def test_off_diagonal_blocks_learn(merging: Merging, student: pa.WideStudent) -> None:
     learning: dict[nn.Parameter, int] = {}
 
