@@ -17,10 +17,8 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch_pruning
@@ -35,6 +33,10 @@ from pyassemble.network.coupling import couple
 from pyassemble.network.groups import find_groups
 from pyassemble.network.outputs import output_layers
 from pyassemble.network.traced import trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("network", "layers", "ours_seconds", "theirs_seconds", "ours", "theirs", "same", "differing")
@@ -84,7 +86,7 @@ def theirs(network: nn.Module, images: torch.Tensor) -> Partition:
         if not isinstance(module, LAYERS):
             continue
         prune = graph.get_pruner_of_module(module).prune_out_channels
-        group = graph.get_pruning_group(module, prune, idxs=[0])
+        group = graph.get_pruning_group(module, prune, idxs=list(range(graph.get_out_channels(module))))
         for dependency, _ in group:
             target = dependency.target.module
             if isinstance(target, LAYERS) and graph.is_out_channel_pruning_fn(dependency.handler):
@@ -155,10 +157,10 @@ def compare(name: str, results: Connection) -> None:
 
 
 def line(name: str) -> dict[str, Any] | None:
-    """A network's line, from a process of its own: torch-pruning's graphs keep their networks' activations in memory."""
+    """A network's line, from a process of its own: torch-pruning's graphs keep their networks' activations."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=compare, args=(name, sender))
+    process = context.Process(target=compare, args=(name, sender), daemon=True)
     process.start()
     sender.close()
     found: dict[str, Any] = {}
@@ -202,6 +204,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a network's process does not outlive this one
     names = [f"torchvision:{name}" for name in TORCHVISION]
     names += [f"timm:{name}" for name in smallest_of_each_family().values()]
     file = RESULTS / "coupling_comparison.csv"

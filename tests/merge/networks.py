@@ -56,12 +56,12 @@ SLOW_CONVOLUTIONAL = [
     "timm:xception41p",
     "torchvision:googlenet",
     "torchvision:mnasnet0_5",
-    "torchvision:vgg11_bn",
+    "torchvision:alexnet",
 ]
 #: With a normalization whose statistics span channels.
 QUICK_SPANNING = ["timm:convnextv2_atto", "timm:test_vit", "timm:mobilevit_xxs"]
 SLOW_SPANNING = [
-    "timm:beit_base_patch16_224",
+    "timm:beit_base_patch16_224@64",
     "timm:convnext_atto_rms",
     "timm:davit_tiny",
     "timm:deit_tiny_patch16_224",
@@ -71,11 +71,11 @@ SLOW_SPANNING = [
     "timm:pvt_v2_b0",
     "timm:swin_tiny_patch4_window7_224",
     "timm:vit_tiny_patch16_224",
-    "torchvision:vit_b_16",
+    "torchvision:vit_b_16@64",
 ]
 
 #: A wide student of one of these takes several gigabytes.
-LARGE = ["timm:beit_base_patch16_224", "torchvision:vgg11_bn", "torchvision:vit_b_16"]
+LARGE = ["timm:beit_base_patch16_224@64", "torchvision:alexnet", "torchvision:vit_b_16@64"]
 
 #: What rounding may do in float64, in units of the largest number; random deep networks amplify it.
 TOLERANCE = 1e-8
@@ -90,8 +90,13 @@ def small_images_for(network: nn.Module) -> Tensor:
     """Smaller images than the network was made for, if it takes them: what is promised holds for all sizes."""
     images = images_for(network)
     config = getattr(network, "pretrained_cfg", None)
-    fixed = config["fixed_input_size"] if config else hasattr(network, "image_size")
-    side = images.shape[-1] if fixed else min(images.shape[-1], 128)
+    patches = getattr(network, "patch_embed", None)
+    side = min(images.shape[-1], 128)
+    if config is None:
+        side = getattr(network, "image_size", side)
+    elif config["fixed_input_size"]:
+        side = getattr(patches, "img_size", None) or images.shape[-1]
+        side = side[0] if isinstance(side, tuple) else side
     return images[:, :, :side, :side].contiguous()
 
 

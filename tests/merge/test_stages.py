@@ -47,7 +47,7 @@ SPANNING = [*QUICK_SPANNING, *SLOW_SPANNING]
 #: Every third of the slow ones: a single one of them may take minutes.
 SOME = (*QUICK_CONVOLUTIONAL, *SLOW_CONVOLUTIONAL[2::3], *QUICK_SPANNING, *SLOW_SPANNING[1::3])
 #: In float64 and widened, its linear layers alone take many gigabytes.
-TOO_LARGE = "torchvision:vgg11_bn"
+TOO_LARGE = "torchvision:alexnet"
 ALL = [name for name in SOME if name != TOO_LARGE]
 ARCHITECTURES = [name if name in QUICK_ARCHITECTURES else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
 
