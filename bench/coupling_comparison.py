@@ -3,17 +3,22 @@
     python bench/coupling_comparison.py
 
 Both answer for every convolution and linear layer with which others its output channels are coupled. Writes
-bench/results/coupling_comparison.csv. Needs torch-pruning.
+bench/results/coupling_comparison.csv; networks that are in it already are kept, so the run can be interrupted. Needs
+torch-pruning. Each network has a process of its own, in which each library may take SECONDS of processor time and both
+together BYTES of memory; what a library that needs more has for its outcome says so.
 """
 
 from __future__ import annotations
 
 import csv
 import multiprocessing
+import resource
+import signal
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch_pruning
@@ -29,6 +34,10 @@ from pyassemble.network.groups import find_groups
 from pyassemble.network.outputs import output_layers
 from pyassemble.network.traced import trace
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("network", "layers", "ours_seconds", "theirs_seconds", "ours", "theirs", "same", "differing")
 TORCHVISION = (
@@ -38,6 +47,10 @@ TORCHVISION = (
 )  # fmt: skip
 COUNT = 60
 LARGEST = 40_000_000
+SECONDS = 90
+BYTES = 5 * 2**30
+#: The time on the clock after which a process that does not even notice that its time is up is ended.
+DEADLINE = 20 * SECONDS
 
 Partition = dict[str, frozenset[str]]
 
@@ -73,7 +86,7 @@ def theirs(network: nn.Module, images: torch.Tensor) -> Partition:
         if not isinstance(module, LAYERS):
             continue
         prune = graph.get_pruner_of_module(module).prune_out_channels
-        group = graph.get_pruning_group(module, prune, idxs=[0])
+        group = graph.get_pruning_group(module, prune, idxs=list(range(graph.get_out_channels(module))))
         for dependency, _ in group:
             target = dependency.target.module
             if isinstance(target, LAYERS) and graph.is_out_channel_pruning_fn(dependency.handler):
@@ -81,15 +94,38 @@ def theirs(network: nn.Module, images: torch.Tensor) -> Partition:
     return {name: frozenset(others) for name, others in coupled.items()}
 
 
-def timed(method, network: nn.Module, images: torch.Tensor) -> tuple[Partition | None, str, float]:
-    start = time.perf_counter()
+class TimedOutError(BaseException):
+    """No Exception, which a library may catch for reasons of its own."""
+
+
+def timed(
+    method: Callable[..., Partition], network: nn.Module, images: torch.Tensor
+) -> tuple[Partition | None, str, str]:
+    """What a method found, its outcome in words, and the processor time it took."""
+
+    def out_of_time(signum: int, frame: object) -> None:
+        raise TimedOutError
+
+    signal.signal(signal.SIGPROF, out_of_time)
+    start = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    partition = None
     try:
-        partition = method(network, images)
+        partition, outcome = method(network, images), "ok"
+    except TimedOutError:
+        outcome = f"timed out after {SECONDS} s"
+    except MemoryError:
+        outcome = f"needs more than {BYTES >> 30} GiB"
     except pa.PyAssembleError as error:
-        return None, str(error), time.perf_counter() - start
+        outcome = str(error)
     except Exception as error:
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", 0.0
-    return partition, "ok", time.perf_counter() - start
+        lines = str(error).splitlines()
+        outcome = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        if "can't allocate memory" in outcome:
+            outcome = f"needs more than {BYTES >> 30} GiB"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return partition, outcome, f"{time.process_time() - start:.2f}"
 
 
 def made(name: str) -> nn.Module:
@@ -100,49 +136,91 @@ def made(name: str) -> nn.Module:
     return torchvision.models.get_model(architecture, **options).eval()
 
 
-def compare(name: str) -> dict[str, object]:
-    """One line of the table; no methods are in it where the network is too large to trace here."""
+def compare(name: str, results: Connection) -> None:
+    """Sends the columns of a network's line as they become known; none if the network is too large to trace here."""
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
     network = made(name)
     if sum(p.numel() for p in network.parameters()) > LARGEST:
-        return {"network": name}
+        return
     config = getattr(network, "pretrained_cfg", None)
     side = 299 if "inception" in name else 224
     images = torch.randn(1, *(config["input_size"] if config else (3, side, side)))
     mine, said, seconds = timed(ours, network, images)
+    results.send({"ours": said, "ours_seconds": seconds})
     other, they_said, their_seconds = timed(theirs, network, images)
-    result: dict[str, object] = {
-        "network": name,
-        "ours": said,
-        "theirs": they_said,
-        "ours_seconds": f"{seconds:.2f}",
-        "theirs_seconds": f"{their_seconds:.2f}",
-    }
+    results.send({"theirs": they_said, "theirs_seconds": their_seconds})
     if mine is not None and other is not None:
         differing = [layer for layer in mine if other.get(layer) != mine[layer]]
-        result |= {"layers": len(mine), "same": len(mine) - len(differing), "differing": " ".join(differing[:4])}
-    return result
+        results.send({"layers": len(mine), "same": len(mine) - len(differing), "differing": " ".join(differing[:4])})
+
+
+def line(name: str) -> dict[str, Any] | None:
+    """A network's line, from a process of its own: torch-pruning's graphs keep their networks' activations."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=compare, args=(name, sender), daemon=True)
+    process.start()
+    sender.close()
+    found: dict[str, Any] = {}
+    deadline = time.monotonic() + DEADLINE
+    why = f"timed out after {DEADLINE} s on the clock"
+    while receiver.poll(max(0.0, deadline - time.monotonic())):
+        try:
+            found |= receiver.recv()
+        except EOFError:
+            process.join()
+            why = f"its process ended with {process.exitcode}"
+            break
+    process.kill()
+    process.join()
+    if not found and process.exitcode == 0:
+        return None
+    # The process goes through ours first: where that did not come, theirs was not begun.
+    return {"network": name, "ours": why, "theirs": why if "ours" in found else "not begun"} | found
+
+
+def kept(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    with file.open(newline="") as content:
+        return list(csv.DictReader(content))
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """What the lines come to, for the docstring of the module that decided."""
+    both = [row for row in rows if row["ours"] == row["theirs"] == "ok"]
+    alike = [row for row in both if int(row["same"]) == int(row["layers"])]
+    text = [f"{len(rows)} networks; both took {len(both)}, {len(alike)} with the same coupled layers"]
+    text += [f"  differs: {row['network']}, same {row['same']} of {row['layers']}" for row in both if row not in alike]
+    for library in ("ours", "theirs"):
+        failed = [row for row in rows if row[library] != "ok"]
+        text.append(f"{library} did not take {len(failed)}")
+        kinds = Counter(row[library].partition(":")[0] for row in failed) if library == "theirs" else Counter()
+        text += [f"  {count} × {kind}" for kind, count in kinds.items()]
+        text += [f"  {row['network']}: {row[library][:160]}" for row in failed]
+    return "\n".join(text)
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a network's process does not outlive this one
     names = [f"torchvision:{name}" for name in TORCHVISION]
     names += [f"timm:{name}" for name in smallest_of_each_family().values()]
     file = RESULTS / "coupling_comparison.csv"
-    rows: list[dict[str, object]] = []
-    # A process for each network: torch-pruning's graphs keep their networks' activations in memory.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        for name in tqdm(names):
-            if len(rows) == COUNT:
-                break
-            row = pool.submit(compare, name).result()
-            if "ours" not in row:
-                continue
-            rows.append(row)
-            with replacing(file) as temporary, temporary.open("w", newline="") as content:
-                writer = csv.DictWriter(content, FIELDS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+    rows = kept(file)
+    done = {row["network"] for row in rows}
+    for name in tqdm(names):
+        if len(rows) >= COUNT:
+            break
+        if name in done or (row := line(name)) is None:
+            continue
+        rows.append(row)
+        with replacing(file) as temporary, temporary.open("w", newline="") as content:
+            writer = csv.DictWriter(content, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    print(summary(kept(file)))
 
 
 if __name__ == "__main__":

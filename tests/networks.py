@@ -9,13 +9,18 @@ from torch import nn
 
 
 def build(name: str, *, meta: bool = False, seed: int = 0) -> nn.Module:
-    """``timm:NAME`` or ``torchvision:NAME`` with 10 classes; every weight and statistic moved off its initial value."""
+    """``timm:NAME`` or ``torchvision:NAME`` with 10 classes; every weight and statistic moved off its initial value.
+
+    ``NAME@SIDE`` is a vision transformer for images of that size.
+    """
     library, _, model = name.partition(":")
+    model, _, side = model.partition("@")
     with torch.device("meta" if meta else "cpu"):
         if library == "timm":
-            network = timm.create_model(model, num_classes=10)
+            network = timm.create_model(model, num_classes=10, **({"img_size": int(side)} if side else {}))
         else:
             options = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
+            options |= {"image_size": int(side)} if side else {}
             network = torchvision.models.get_model(model, num_classes=10, **options)
     if not meta:
         scramble(network, seed)

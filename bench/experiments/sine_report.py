@@ -136,15 +136,15 @@ def _summary(
     for name in MERGED:
         reached = _quartiles(losses[name])[0] <= TARGET and all(c.holds for c in comparisons if c.merged == name)
         aims.append(f"{'reached' if reached else 'missed'} by {name}")
-    commits = sorted({row["commit"] for row in rows})
+    commits, versions = (sorted({row[name] for row in rows}) for name in ("commit", "torch"))
     return "\n\n".join(
         [
             "# Sine: merged against the best of three and one long run",
             f"{first['runs']} runs a strategy, {first['epochs']} epochs in all for each (the publication has 900), "
             f"{first['samples']} samples in {ORDERS[first['order']]}, {first['test_samples']} other ones for the test "
-            f"loss, seed {first['seed']}, torch {first['torch']}, commit {', '.join(commits)}. A run's data are the "
-            f"same for all strategies. The noise alone has a test loss of {FLOOR:.3f}. The best of three is picked by "
-            f"test loss. {SETTINGS}",
+            f"loss, seed {first['seed']}, torch {', '.join(versions)}, commit {', '.join(commits)}. A run's data are "
+            f"the same for all strategies. The noise alone has a test loss of {FLOOR:.3f}. The best of three is picked "
+            f"by test loss. {SETTINGS}",
             table(["strategy", "median test loss", "middle half", f"below {TARGET}", "published median"], results),
             "## Merged against the others, paired by run",
             table(["merged", "against", "median difference", "merged is lower", "Wilcoxon p", "t-test p",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -166,19 +167,41 @@ def check_example(example_input: Any, network: nn.Module) -> None:
 def kept_counts(groups: Groups, teachers: int, keep: float) -> list[int]:
     """How many units of each group a ratio keeps.
 
+    Where a layer's channels are several groups, as after a shuffle, the ratio need not divide each of them: what it
+    leaves of all of them is shared out by largest remainders, one unit to each at least.
+
     Raises:
-        OutOfRangeError: The ratio is outside (0, 1], or does not divide the units of a group.
+        OutOfRangeError: The ratio is outside (0, 1], or leaves no whole number of a layer's units, or fewer than its
+            groups.
     """
     if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1 or not math.isfinite(keep):
         raise OutOfRangeError(f"keep must be in (0, 1], not {keep!r}")
-    counts = []
-    for group in groups.groups:
-        units = teachers * group.size
+    counts = [0] * len(groups.groups)
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, group in enumerate(groups.groups):
+        members[group.layer, group.unit].append(number)
+    for (layer, unit), numbers in members.items():
+        available = [teachers * groups.groups[number].size for number in numbers]
+        units, least = sum(available), len(numbers)
         count = round(keep * units)
-        if count < 1 or abs(count - keep * units) > 1e-6 * units:
+        if count < least or abs(count - keep * units) > 1e-6 * units:
+            several = f"s {', '.join(groups.groups[number].name for number in numbers)}" if least > 1 else f" {layer!r}"
             raise OutOfRangeError(
-                f"group {group.name!r} has {units} {group.unit}s, of which a share of {keep:g} is {keep * units:g}; "
-                f"accepted are shares that leave a whole number, such as {max(1, count)}/{units}"
+                f"group{several}: {units} {unit}s, of which a share of {keep:g} is {keep * units:g}; accepted are "
+                f"shares that leave a whole number{f' of at least {least}' if least > 1 else ''}, such as "
+                f"{max(least, count)}/{units}"
             )
-        counts.append(count)
+        for number, share in zip(numbers, _shared_out(count, [keep * units for units in available]), strict=True):
+            counts[number] = share
     return counts
+
+
+def _shared_out(count: int, exact: Sequence[float]) -> list[int]:
+    """Whole numbers >= 1 of a given sum, near given ones of the same sum; ties go to the first."""
+    shares = [max(1, math.floor(value + 1e-6)) for value in exact]
+    while sum(shares) < count:
+        remainders = [value - share for value, share in zip(exact, shares, strict=True)]
+        shares[remainders.index(max(remainders))] += 1
+    while sum(shares) > count:  # where one was more than its part, the largest give
+        shares[shares.index(max(shares))] -= 1
+    return shares

@@ -75,13 +75,11 @@ class Kept:
         groups: The architecture's groups.
         teachers: N.
         units: For each group (N, size), True where kept.
-        borders: Whether a run of channels ends where the group changes.
     """
 
     groups: Groups
     teachers: int
     units: list[Tensor]
-    borders: bool = True
 
     @classmethod
     def all(cls, groups: Groups, teachers: int) -> Kept:
@@ -91,18 +89,16 @@ class Kept:
     def holds(self, labels: Tensor, teacher: int) -> Tensor:
         """Whether each of the labels is of a unit that is kept."""
         group, unit = self.groups.group_of[labels], self.groups.unit_of[labels]
-        return torch.tensor(
-            [bool(self.units[g][teacher, u]) for g, u in zip(group.tolist(), unit.tolist(), strict=True)],
-            dtype=torch.bool,
-        )
+        sizes = torch.tensor([units.shape[1] for units in self.units])
+        kept = torch.cat([units[teacher] for units in self.units])
+        return kept[(sizes.cumsum(0) - sizes)[group] + unit]
 
     def places(self, labels: Tensor, dim: int) -> Places:
         """How a layer of free choice lays out its channels.
 
-        The teachers stand side by side within each run of channels. A run ends where a unit returns and, if
-        ``borders``, where the group changes. Heads thus stay whole in stacked q, k and v, and an operation that splits
-        channels along the borders of runs does to the wide tensor what it does to the teachers'. Where channels of two
-        layers are interleaved afterwards (a shuffle), borders must not be heeded: the layers' groups may differ.
+        The teachers stand side by side within each run of channels. A run ends where a unit returns, and where the
+        group changes. Heads thus stay whole in stacked q, k and v, and an operation that splits channels along the
+        borders of runs does to the wide tensor what it does to the teachers'.
         """
         teachers, indices = [], []
         held = [self.holds(labels, t) for t in range(self.teachers)]
@@ -117,7 +113,7 @@ class Kept:
     def _runs(self, labels: Tensor) -> list[tuple[int, int]]:
         group = self.groups.group_of[labels].tolist()
         unit = self.groups.unit_of[labels].tolist()
-        borders = {p for p in range(1, len(group)) if self.borders and group[p] != group[p - 1]}
+        borders = {p for p in range(1, len(group)) if group[p] != group[p - 1]}
         runs, start = [], 0
         seen: set[tuple[int, int]] = set()
         for place, key in enumerate(zip(group, unit, strict=True)):

@@ -44,6 +44,8 @@ class LowerLayers(LowerMovement):
             for tensor in ("weight", "bias", "running_mean", "running_var"):
                 self.note(f"{name}.{tensor}", 0, places)
             return made, places
+        if (shuffled := self.shuffled(node, argument)) is not None:
+            return shuffled
         self.modules[name] = copy.deepcopy(module)
         if ops.kind_of(node, self.root) == ops.MOVEMENT:
             made = self.copied(node)

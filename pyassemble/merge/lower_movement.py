@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx import map_arg
 
 from pyassemble.merge.layout import Places, recognize, wide_labels
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _RESHAPES = ("reshape", "view", "flatten", "unflatten", "reshape_as", "view_as")
+_PERMUTATIONS = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "contiguous", "channel_shuffle")
 _PICKS = ("getitem", "split", "chunk", "unbind", "narrow", "select")
 
 
@@ -28,6 +30,8 @@ class LowerMovement(Lowering):
     def moved(self, node: fx.Node, name: str) -> tuple[Any, Wide]:
         """An operation that puts elements elsewhere."""
         argument = node.all_input_nodes[0]
+        if (shuffled := self.shuffled(node, argument)) is not None:
+            return shuffled
         if name in _RESHAPES:
             return self.reshaped(node, argument)
         if name == "expand_as":
@@ -46,14 +50,58 @@ class LowerMovement(Lowering):
                 return self.made[argument][place], self.wide[argument][place]
             return self.copied(node), self.wide[argument][place]
 
-        def apply(labels: Tensor) -> Any:
-            args = map_arg(node.args, lambda a: labels if a is argument else self.fact(a))
-            kwargs = map_arg(node.kwargs, lambda a: labels if a is argument else self.fact(a))
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+        return self.copied(node), self.followed(node, partial(self.done_to, node, argument), [argument])
 
-        return self.copied(node), self.followed(node, apply, [argument])
+    def shuffled(self, node: fx.Node, argument: fx.Node) -> tuple[Any, Wide] | None:
+        """Steps from here on that together put channels into another order, as a shuffle between groups does.
+
+        Nothing is moved for them: each channel is known by its new place from then on. Each step by itself would need
+        equally many channels of each teacher in each of the groups. None where there are no such steps.
+        """
+        steps = self.steps_back_to_shape(node, argument) if self.moves(node) else None
+        if steps is None:
+            return None
+        places, shape = self.placed(argument), self.fact(argument).shape
+        before = torch.arange(shape.numel()).reshape(shape)
+        after, previous = before, argument
+        for step in steps:
+            after, previous = self.done_to(step, previous, after), step
+        stride = before.stride(places.dim)
+        order = after.movedim(places.dim, 0).reshape(shape[places.dim], -1)[:, 0] // stride % shape[places.dim]
+        if not torch.equal(after, before.index_select(places.dim, order)):
+            return None
+        result = Places(places.dim, places.teacher, torch.argsort(order)[places.index])
+        for step in steps[:-1]:
+            self.passed[step] = None, None
+        self.passed[steps[-1]] = self.made[argument], result
+        return self.passed[node]
+
+    def steps_back_to_shape(self, node: fx.Node, argument: fx.Node) -> list[fx.Node] | None:
+        """Steps that move elements, each into the next alone, up to the first whose result has the argument's shape."""
+        steps, shape = [node], self.fact(argument).shape
+        while self.fact(steps[-1]).shape != shape:
+            following = list(steps[-1].users)
+            if len(following) != 1 or not self.moves(following[0]):
+                return None
+            steps += following
+        return steps
+
+    def moves(self, node: fx.Node) -> bool:
+        """Whether a step takes one tensor and puts its elements elsewhere, as it stands in its other arguments."""
+        if node.op == "call_module":
+            return isinstance(self.root.get_submodule(str(node.target)), nn.ChannelShuffle)
+        tensors = [argument for argument in node.all_input_nodes if is_tensor(self.fact(argument))]
+        return ops.operation_name(node) in (*_RESHAPES, *_PERMUTATIONS) and len(tensors) == 1
+
+    def done_to(self, node: fx.Node, argument: fx.Node, value: Tensor) -> Any:
+        """What a step gives for another value of one of its arguments."""
+        args = map_arg(node.args, lambda a: value if a is argument else self.fact(a))
+        kwargs = map_arg(node.kwargs, lambda a: value if a is argument else self.fact(a))
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def followed(self, node: fx.Node, apply: Callable[[Tensor], Any], arguments: list[fx.Node]) -> Wide:
         """Places after an operation that is done to the wide tensor as it is."""
@@ -226,12 +274,7 @@ class LowerMovement(Lowering):
         """A choice among channels: each piece is taken where the teachers' channels lie. None where none is cut."""
         places, shape = self.placed(argument), self.fact(argument).shape
         line = torch.arange(shape[places.dim]).reshape([-1 if d == places.dim else 1 for d in range(len(shape))])
-        args = map_arg(node.args, lambda a: line.expand(shape) if a is argument else self.fact(a))
-        kwargs = map_arg(node.kwargs, self.fact)
-        if node.op == "call_method":
-            pieces = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            pieces = node.target(*args, **kwargs)  # type: ignore[operator]
+        pieces = self.done_to(node, argument, line.expand(shape))
         several = isinstance(pieces, tuple | list)
         found = []
         for piece in pieces if several else [pieces]:

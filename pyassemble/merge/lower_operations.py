@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pyassemble.merge.layout import Places
 from pyassemble.merge.lower_layers import LowerLayers
 from pyassemble.network import operations as ops
+from pyassemble.network.attention import DroppedAttention
 from pyassemble.network.labels import SHARED
 from pyassemble.network.traced import describe, holds_tensor, is_tensor
 
@@ -262,4 +263,10 @@ class LowerOperations(LowerLayers):
         def mapped(argument: fx.Node) -> Any:
             return made.get(argument, self.made[argument])
 
+        p = self.coupling.attention_dropouts.get(node)
+        if p is not None:
+            name = f"dropouts.{node.name}"
+            self.modules[name] = DroppedAttention(p)
+            given = {key: map_arg(value, mapped) for key, value in ops.attention_arguments(node)[0].items()}
+            return self.graph.create_node("call_module", name, (), given, name.replace(".", "_")), target
         return self.copied(node, map_arg(node.args, mapped), map_arg(node.kwargs, mapped)), target

@@ -80,6 +80,7 @@ class Lowering:
         self.buffers: dict[str, Tensor] = {}
         self.made: dict[fx.Node, Any] = {}
         self.wide: dict[fx.Node, Wide] = {}
+        self.passed: dict[fx.Node, tuple[Any, Wide]] = {}  # steps that were dealt with together with one before them
         self.places: dict[str, dict[int, Places]] = {}
         self.parts: dict[str, list[Part]] = {}
         self.folds: list[Fold] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,11 +85,7 @@ def merge(
     counts = kept_counts(groups, len(teachers), 1 / len(teachers) if keep is None else keep)
     stages = None if memory is None else plan_stages(coupling, groups, counts, teachers[0], len(teachers), memory)
     kept = Kept.all(groups, len(teachers))
-    try:
-        student = WideStudent(coupling, kept, teachers, counts, seed, example_input, union=union, stages=stages)
-    except UnsupportedOperationError:
-        kept = replace(kept, borders=False)
-        student = WideStudent(coupling, kept, teachers, counts, seed, example_input, union=union, stages=stages)
+    student = WideStudent(coupling, kept, teachers, counts, seed, example_input, union=union, stages=stages)
     student.eval()
     _check_mean(student, teachers, example_input)
     if memory is not None:

@@ -253,7 +253,6 @@ class WideStudent(nn.Module):
         built = {
             "templates": self._template,
             "teachers": self._kept.teachers,
-            "borders": self._kept.borders,
             "counts": self._counts,
             "example_input": self._example,
             "union": self.union,
@@ -358,7 +357,7 @@ class WideStudent(nn.Module):
             network = plain_copy(template, original_state(state, template, self._widened.places, groups, kept_units))
         else:
             teachers = self._kept.teachers
-            kept = Kept(groups, teachers, chosen_units(groups, teachers, kept_units), self._kept.borders)
+            kept = Kept(groups, teachers, chosen_units(groups, teachers, kept_units))
             everything = frozenset(range(len(groups.groups)))
             device = self.gates.step.device
             small = widen(self._coupling, [template] * teachers, kept, None, device, compressed=everything)
@@ -402,7 +401,7 @@ def _built_again(built: dict[str, Any], state: dict[str, Tensor], training: bool
     traced = trace(networks[0], example)
     owned = [name for name, _ in networks[0].named_parameters()]
     coupling = couple(traced, output_layers(traced), owned)
-    kept = replace(Kept.all(find_groups(coupling), built["teachers"]), borders=built["borders"])
+    kept = Kept.all(find_groups(coupling), built["teachers"])
     teachers = networks * (built["teachers"] // len(networks))
     union, stages = built["union"], built["stages"]
     student = WideStudent(coupling, kept, teachers, built["counts"], 0, example, union=union, stages=stages)

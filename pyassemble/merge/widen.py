@@ -101,6 +101,8 @@ class _Widener(LowerOperations):
         return Widened(graph, self.places, self.parts, self.folds)
 
     def lower(self, node: fx.Node) -> tuple[Any, Wide]:
+        if node in self.passed:
+            return self.passed[node]
         if node.op == "placeholder":
             return self.copied(node), None
         if node.op == "output":

@@ -1,4 +1,4 @@
-"""torch's multi-head attention as the operations it consists of, so that a trace shows its heads."""
+"""Attention in a traced graph: torch's multi-head module as the operations it consists of, and dropout of attention."""
 
 from __future__ import annotations
 
@@ -37,6 +37,39 @@ class SpelledOutAttention(nn.MultiheadAttention):
         heads = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         heads = heads.unflatten(-1, (3, self.num_heads, -1))  # type: ignore[no-untyped-call]
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).transpose(1, 2).flatten(2)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal).transpose(1, 2).flatten(2)
         out = self.out_proj(y)
         return (out if self.batch_first else out.transpose(0, 1)), None
+
+
+class DroppedAttention(nn.Module):
+    """``F.scaled_dot_product_attention`` with a dropout that is at work in train mode, and only there.
+
+    Args:
+        p: Probability with which an attention weight is dropped.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """As the function: (..., N, E), (..., M, E), (..., M, V), mask (..., N, M) to (..., N, V)."""
+        dropout = self.p if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    def extra_repr(self) -> str:
+        """The probability."""
+        return f"p={self.p}"

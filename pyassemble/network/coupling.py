@@ -82,6 +82,7 @@ class Coupling:
     graph: fx.GraphModule
     facts: dict[fx.Node, Any]
     outputs: set[fx.Node]
+    attention_dropouts: dict[fx.Node, float]
     labels: dict[fx.Node, Labels] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     mixing: dict[fx.Node, Tensor] = field(default_factory=dict)
@@ -108,7 +109,7 @@ def couple(traced: Traced, outputs: set[fx.Node], owned: Collection[str]) -> Cou
     Raises:
         UnsupportedOperationError: An operation is not known, or relates channels in a way that has no unit.
     """
-    result = Coupling(traced.graph, traced.facts, outputs)
+    result = Coupling(traced.graph, traced.facts, outputs, traced.attention_dropouts)
     walk = _Walk(result, frozenset(owned))
     for node in traced.graph.graph.nodes:
         result.labels[node] = walk.labels_of(node)

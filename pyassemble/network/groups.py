@@ -29,12 +29,14 @@ class ChannelGroup:
     """Units that may stand for each other: wherever one of them occurs, each of the others occurs as often.
 
     Attributes:
-        name: The layer or tensor that first produces its channels.
+        name: Of the group.
+        layer: The layer or tensor that first produces its channels; several groups may be of one.
         unit: What is kept or dropped as a whole: "channel", "group" (of a grouped convolution) or "head".
         size: How many units there are.
     """
 
     name: str
+    layer: str
     unit: str
     size: int
 
@@ -83,8 +85,11 @@ def find_groups(coupling: Coupling) -> Groups:
         group_of[unit], unit_of[unit] = number, sizes[number]
         sizes[number] += 1
     kinds = _unit_kinds(coupling, units, group_of)
-    names = _names(coupling, units, group_of, len(sizes))
-    groups = [ChannelGroup(name, kinds.get(k, "channel"), sizes[k]) for k, name in enumerate(names)]
+    layers = _layers(coupling, units, group_of, len(sizes))
+    groups = [
+        ChannelGroup(name, layer, kinds.get(k, "channel"), sizes[k])
+        for k, (name, layer) in enumerate(zip(_numbered(layers), layers, strict=True))
+    ]
     return Groups(groups, sites, torch.from_numpy(group_of[units]), torch.from_numpy(unit_of[units]))
 
 
@@ -159,16 +164,20 @@ def _unit_kinds(coupling: Coupling, units: npt.NDArray[np.int64], group_of: npt.
     return kinds
 
 
-def _names(coupling: Coupling, units: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64], count: int) -> list[str]:
-    """Name of each group by the first layer or tensor that produces its channels; a second one of it is numbered."""
+def _layers(coupling: Coupling, units: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64], count: int) -> list[str]:
+    """The first layer or tensor that produces each group's channels."""
     producer: dict[int, str] = {}
     for name, labels in coupling.produced.items():
         for group in np.unique(group_of[units[labels.reshape(-1).numpy()]]).tolist():
             producer.setdefault(group, name)
+    return [producer.get(group, "input") for group in range(count)]
+
+
+def _numbered(layers: list[str]) -> list[str]:
+    """Names of groups: their layers', with a number from the second of a layer on."""
     taken: dict[str, int] = defaultdict(int)
     names = []
-    for group in range(count):
-        name = producer.get(group, "input")
+    for name in layers:
         taken[name] += 1
         names.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
     return names

@@ -38,7 +38,7 @@ _NAMES: dict[str, str] = {
     **dict.fromkeys(
         "reshape view reshape_as view_as flatten unflatten permute transpose t squeeze unsqueeze getitem cat concat "
         "stack split chunk unbind narrow select expand expand_as repeat tile repeat_interleave roll flip contiguous "
-        "movedim swapaxes index_select swapdims".split(),
+        "movedim swapaxes index_select swapdims channel_shuffle".split(),
         MOVEMENT,
     ),
     **dict.fromkeys("mean sum amax amin norm var std logsumexp".split(), REDUCTION),
@@ -64,6 +64,7 @@ _MODULES: tuple[tuple[type[nn.Module], str], ...] = (
     ),
     (nn.Flatten, MOVEMENT),
     (nn.Unflatten, MOVEMENT),
+    (nn.ChannelShuffle, MOVEMENT),
     (nn.Softmax, ALONG),
     (nn.LogSoftmax, ALONG),
     *(
@@ -189,6 +190,13 @@ def convolution_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, Any]:
     """Input, weight and number of groups of ``F.conv2d`` and its siblings."""
     groups = _argument(node, 6, "groups")
     return _argument(node, 0, "input"), _argument(node, 1, "weight"), 1 if groups is None else groups
+
+
+def attention_arguments(node: fx.Node) -> tuple[dict[str, Any], Any]:
+    """Arguments of ``F.scaled_dot_product_attention`` by name, and its probability of dropout among them."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return given, given.pop("dropout_p", 0.0)
 
 
 def _argument(node: fx.Node, place: int, name: str) -> Any:

@@ -12,8 +12,9 @@ import copy
 import inspect
 import operator
 import warnings
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from pyassemble.errors import UntraceableError
 from pyassemble.network.attention import SpelledOutAttention
-from pyassemble.network.operations import is_path_dropout
+from pyassemble.network.operations import ATTENTION, attention_arguments, is_path_dropout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,10 +56,13 @@ class Traced:
         graph: The forward pass in eval mode, over a copy of the network without the user's hooks.
         facts: What each node gives on the example input. A floating-point tensor is replaced by one of its shape and
             type on the meta device; other values, such as sizes and index tables, are kept.
+        attention_dropouts: The probability of dropout that a step of attention has in train mode, where it has one: in
+            eval mode, a function is called with 0.
     """
 
     graph: fx.GraphModule
     facts: dict[fx.Node, Any]
+    attention_dropouts: dict[fx.Node, float] = field(default_factory=dict)
 
 
 def trace(network: nn.Module, example_input: Any) -> Traced:
@@ -87,9 +91,7 @@ def trace(network: nn.Module, example_input: Any) -> Traced:
     for _ in range(_MAX_RETRIES):
         tracer = _Tracer(opaque, arguments)
         try:
-            with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _unwrapped():
-                warnings.simplefilter("ignore")
-                graph = tracer.trace(twin, concrete_args=further or None)
+            graph = tracer.recorded(twin, further)
         except Exception as error:  # whatever a foreign forward may raise
             if tracer.failed is None or tracer.failed in opaque:
                 raise UntraceableError(f"{name} cannot be traced: {_first_line(error)}") from error
@@ -97,8 +99,49 @@ def trace(network: nn.Module, example_input: Any) -> Traced:
         else:
             _follow_in_place(graph, twin, tracer.values)
             facts = {node: tree_map(_without_numbers, tracer.values.get(node)) for node in graph.nodes}
-            return Traced(fx.GraphModule(twin, graph, name), facts)
+            dropouts = _attention_dropouts(graph, twin, _Tracer(opaque, arguments), further)
+            return Traced(fx.GraphModule(twin, graph, name), facts, dropouts)
     raise UntraceableError(f"{name}: more than {_MAX_RETRIES} classes of modules cannot be traced")
+
+
+def _attention_dropouts(
+    graph: fx.Graph, root: nn.Module, tracer: _Tracer, further: dict[str, Any]
+) -> dict[fx.Node, float]:
+    """Probabilities of dropout that steps of attention have in train mode.
+
+    Its probability is chosen before the function is called, so it is only seen where the network is in train mode: the
+    modules that are traced into are, once more; layers, whose statistics this would change, are not. Where the network
+    then goes another way, so that steps cannot be found again, none is known.
+    """
+    if not _attention_steps(graph):
+        return {}
+    for name, module in root.named_modules():
+        module.training = not tracer.is_leaf_module(module, name)
+    try:
+        dropped = _attention_steps(tracer.recorded(root, further))
+    except Exception:  # whatever a foreign forward may raise, in a mode in which it was not asked to run
+        return {}
+    finally:
+        root.eval()
+    found = {}
+    for place, node in _attention_steps(graph).items():
+        p = attention_arguments(dropped[place])[1] if place in dropped else 0.0
+        if isinstance(p, float | int) and p > 0:
+            found[node] = float(p)
+    return found
+
+
+def _attention_steps(graph: fx.Graph) -> dict[tuple[str, int], fx.Node]:
+    """Steps of attention by the module that they are in, and their number in it."""
+    found: dict[tuple[str, int], fx.Node] = {}
+    counts: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.target in ATTENTION:
+            stack = node.meta.get("nn_module_stack")
+            module = str(next(reversed(stack.values()))[0]) if stack else ""
+            found[module, counts[module]] = node
+            counts[module] += 1
+    return found
 
 
 @contextmanager
@@ -184,6 +227,12 @@ class _Tracer(fx.Tracer):
         self.failed: type[nn.Module] | None = None
         self.values: dict[fx.Node, Any] = {}
         self.computing = False
+
+    def recorded(self, root: nn.Module, further: dict[str, Any]) -> fx.Graph:
+        """The graph of a network, some of whose arguments have fixed values."""
+        with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _unwrapped():
+            warnings.simplefilter("ignore")
+            return self.trace(root, concrete_args=further or None)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) in self.opaque or isinstance(m, LAYERS) or is_path_dropout(m):

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("no", "bf16", "fp16")
 
-_OURS = "_made_by_pyassemble"
+#: What an earlier call asked for; None in a state that the caller has made.
+_OURS = "_asked_by_pyassemble"
 
 
 def make_accelerator(device: torch.device | str | None = None, *, mixed_precision: str | None = None) -> Accelerator:
@@ -48,10 +49,10 @@ def make_accelerator(device: torch.device | str | None = None, *, mixed_precisio
         raise UnknownOptionError("mixed_precision", mixed_precision, PRECISIONS)
     cpu = device is not None and torch.device(device).type == "cpu"
     state: dict[str, Any] = AcceleratorState._shared_state
-    differs = mixed_precision not in (None, state.get("_mixed_precision")) or cpu != state.get("_cpu")
-    if differs and state.get(_OURS) and state["num_processes"] == 1:
+    asked = (cpu, mixed_precision)
+    if state.get(_OURS) not in (None, asked) and state["num_processes"] == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
-    ours = not state
+    ours = asked if not state else None
     try:
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, device_placement=False)
     except ValueError as error:

@@ -1,22 +1,20 @@
-"""Wide students are large, and lie in reference cycles: each test's go before the next one's come."""
+"""What all tests of merging run with."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(autouse=True)
-def _release_memory() -> Iterator[None]:
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Beside other work on the machine, threads that wait for each other made these tests four times as slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    gc.collect()
-    # GNU's allocator keeps what was freed in small pieces: over the slow tests, 18 GB of it were measured.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    torch.set_num_threads(threads)

@@ -260,6 +260,37 @@ def test_functional_dropout_follows_the_mode() -> None:
         assert not torch.equal(student(x), student(x))
 
 
+class Attending(nn.Module):
+    """Attention whose weights are dropped in training, by the function's own argument or in torch's module."""
+
+    def __init__(self, module: bool) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.project = nn.Linear(3, 8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 2)
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True) if module else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        if self.attention is not None:
+            return self.head((x + self.attention(x, x, x)[0]).mean(1))
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=0.5 if self.training else 0.0)
+        return self.head((x + self.project(y.transpose(1, 2).reshape(b, n, c))).mean(1))
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_dropout_of_attention_follows_the_mode(module: bool) -> None:
+    x = torch.randn(5, 6, 3)
+    student = check_merged(lambda: Attending(module), x)
+    keep = {name: torch.arange(len(group.loc) * 3 // 4) for name, group in student.gate_groups.items()}
+    other = student.compress(keep)  # a graph of other widths
+    for network in (student, other):
+        with torch.no_grad(), student.opened():
+            assert torch.equal(network.eval()(x), network(x))
+            assert not torch.equal(network.train()(x), network(x))
+
+
 def test_copies_are_compressed_to_other_widths() -> None:
     student = copy.deepcopy(pa.merge(pair(Viewed), torch.randn(3, 3, 8, 8)))
     assert student.compress({"b": torch.arange(4)}).get_submodule("b").out_features == 4
@@ -298,6 +329,69 @@ def test_other_ratios() -> None:
     close_others(student, student.selection())
     with torch.no_grad():
         assert close(small(x), student(x), 1e-5)
+
+
+class Shuffled(nn.Module):
+    """Halves of the channels that are shuffled, twice, as in ShuffleNet; each time spelled in another way."""
+
+    def __init__(self, spelled: str) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(8, 2)
+        self.spelled, self.module = spelled, nn.ChannelShuffle(2)
+
+    def shuffle(self, x: Tensor) -> Tensor:
+        if self.spelled == "module":
+            return self.module(x)
+        if self.spelled == "function":
+            return F.channel_shuffle(x, 2)
+        n, c, h, w = x.size()
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for layer in (self.a, self.b):
+            left, right = x.chunk(2, 1)
+            x = self.shuffle(torch.cat((left, F.relu(layer(right))), 1))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("spelled", ["views", "module", "function"])
+def test_shuffled_channels(spelled: str) -> None:
+    x = torch.randn(3, 3, 4, 4)
+    student = check_merged(lambda: Shuffled(spelled), x)
+    assert "shuffle" not in str(student.graph.graph)  # channels are known by their new places, nothing is moved
+    # A half that keeps more than the other, and a ratio that divides no part of a layer's channels but all together.
+    keep = student.selection()
+    for name in list(keep)[::2]:
+        keep[name] = torch.arange(len(student.gate_groups[name].loc) - 1)
+    with torch.no_grad():
+        for group in student.gate_groups.values():
+            group.loc.fill_(1.0)
+    close_others(student, keep)
+    with torch.no_grad():
+        assert close(student.compress(keep)(x), student(x), 1e-5)
+    student = pa.merge(pair(lambda: Shuffled(spelled)), x, keep=0.75)
+    small = student.compress()
+    assert small.get_submodule("stem").out_channels == 12
+    assert small.get_submodule("head").in_features == 12
+    close_others(student, student.selection())
+    with torch.no_grad():
+        assert close(small(x), student(x), 1e-5)
+
+
+def test_a_ratio_is_shared_out_among_parts_of_a_layer() -> None:
+    student = pa.merge(pair(lambda: Shuffled("views")), torch.randn(3, 3, 4, 4), keep=0.75)
+    sizes = {name: len(group.loc) for name, group in student.gate_groups.items()}
+    counts = {name: len(kept) for name, kept in student.selection().items()}
+    layers = {name.partition("#")[0] for name in counts}
+    assert len(layers) < len(counts)
+    for layer in layers:
+        mine = [name for name in counts if name.partition("#")[0] == layer]
+        assert sum(counts[name] for name in mine) == 0.75 * sum(sizes[name] for name in mine)
+        assert all(abs(counts[name] - 0.75 * sizes[name]) < 1 for name in mine)
+    with pytest.raises(OutOfRangeError, match=r"stem, stem#2.*share of 0.0625 is 1; accepted are .* of at least"):
+        pa.merge(pair(lambda: Shuffled("views")), torch.randn(3, 3, 4, 4), keep=0.0625)
 
 
 def test_teachers_of_other_classes() -> None:

@@ -21,15 +21,6 @@ def blocks(language: str) -> list[str]:
     return [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", section, re.M | re.S) if kind == language]
 
 
-@pytest.fixture
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("_one_thread")
 def test_merges_two_networks() -> None:
     namespace: dict[str, Any] = {}
     printed = io.StringIO()

@@ -158,15 +158,11 @@ class TestStages:
         assert [pa.MergeSettings(importance_share=s).importance_epochs(10) for s in (0, 0.5, 0.99)] == [1, 5, 9]
 
     def test_mixed_precision(self) -> None:
-        # Accelerate keeps one precision a process.
-        script = """
-import torch
-from tests.merge.test_train import run
-result = run(epochs=2, mixed_precision='bf16')
-assert all(value.dtype in (torch.float32, torch.int64) for value in result.network.state_dict().values())
-assert all(entry.get("loss", 0) < 5 for entry in result.history)
-"""
-        subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+        exact, mixed = run(epochs=2), run(epochs=2, mixed_precision="bf16")
+        assert all(value.dtype in (torch.float32, torch.int64) for value in mixed.network.state_dict().values())
+        assert all(entry.get("loss", 0) < 5 for entry in mixed.history)
+        assert not same(mixed, exact)
+        assert same(run(epochs=2), exact)  # nothing of it stays
 
 
 WORKER = """
@@ -202,6 +198,12 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.glob("done *")} == {"done 0", "done 1"}
 
 
+@pytest.fixture(scope="module")
+def whole() -> pa.MergeResult:
+    """What a run that nobody interrupts gives."""
+    return run(augment=random_flip)
+
+
 class TestGoingOn:
     def test_same_seed_same_bits(self) -> None:
         options = {"augment": random_flip}
@@ -211,7 +213,7 @@ class TestGoingOn:
         assert not same(one, other)
 
     @pytest.mark.parametrize("entries", [1, 2, 4, 5])
-    def test_interrupted(self, tmp_path: Path, entries: int) -> None:
+    def test_interrupted(self, tmp_path: Path, entries: int, whole: pa.MergeResult) -> None:
         seen: list[dict[str, Any]] = []
 
         def interrupt(entry: dict[str, Any]) -> None:
@@ -221,7 +223,7 @@ class TestGoingOn:
 
         with pytest.raises(KeyboardInterrupt):
             run(checkpoint=tmp_path, augment=random_flip, after_epoch=interrupt)
-        resumed, whole = run(checkpoint=str(tmp_path), augment=random_flip), run(augment=random_flip)
+        resumed = run(checkpoint=str(tmp_path), augment=random_flip)
         assert same(resumed, whole)
         assert without_times(resumed.history) == without_times(whole.history)
         assert not list(tmp_path.glob("*.pt"))

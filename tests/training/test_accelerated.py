@@ -18,9 +18,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_precision_can_change_from_call_to_call() -> None:
-    for precision in ("no", "bf16", "no"):
+    # None is accelerate's own setting, not what the call before asked for.
+    for precision in ("no", "bf16", None, "bf16", "no"):
         accelerator = make_accelerator("cpu", mixed_precision=precision)
-        assert accelerator.mixed_precision == precision
+        assert accelerator.mixed_precision == (precision or "no")
         with accelerator.autocast():
             found = nn.Linear(2, 2)(torch.zeros(1, 2)).dtype
         assert found is (torch.bfloat16 if precision == "bf16" else torch.float32)
