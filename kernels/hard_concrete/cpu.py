@@ -11,6 +11,7 @@ import torch
 from pyassemble.kernels import parallel, philox
 from pyassemble.kernels.deferred import numba_jit
 from pyassemble.kernels.halves import load, store
+from pyassemble.kernels.lines import LINE, are_lines, in_whole_lines, scale_and_add_line, scale_line
 from pyassemble.kernels.memory import ELEMENTS, elements
 from pyassemble.kernels.philox import numba_uniform, numba_words
 from pyassemble.kernels.streaming import buffer, finish, stream, worthwhile
@@ -57,21 +58,33 @@ def _draw_gates(
 
 
 @numba_jit()
-def _scale(y: Any, x: Any, gate: Any) -> None:
-    for i in range(x.size):
+def _scale(y: Any, x: Any, gate: Any, past: Any) -> None:
+    """One gate for all; ``past``: y is whole lines, each at a multiple of its size, and stored past the caches."""
+    done = in_whole_lines(x.size, x)
+    for i in range(0, done, LINE // x.itemsize):
+        scale_line(y, x, gate, i, past)
+    for i in range(done, x.size):
         store(y, i, load(x, i) * gate)
 
 
 @numba_jit()
-def _scale_each(y: Any, x: Any, gates: Any) -> None:
-    for i in range(x.size):
+def _scale_each(y: Any, x: Any, gates: Any, past: Any) -> None:
+    done = in_whole_lines(x.size, x)
+    for i in range(0, done, LINE // x.itemsize):
+        scale_line(y, x, gates, i, past)
+    for i in range(done, x.size):
         store(y, i, load(x, i) * gates[i])
 
 
 @numba_jit(reassociate=True)
-def _scale_and_dot(dx: Any, dy: Any, x: Any, gate: Any, zero: Any) -> Any:
-    total = zero
-    for i in range(x.size):
+def _scale_and_dot(dx: Any, dy: Any, x: Any, gate: Any, lanes: Any, past: Any) -> Any:
+    """Sums along lanes, which ``lanes`` has room for: so their order is the same wherever dx is stored."""
+    lanes[:] = 0
+    done = in_whole_lines(x.size, x)
+    for i in range(0, done, lanes.size):
+        scale_and_add_line(dx, lanes, 0, dy, x, gate, i, past)
+    total = lanes.sum()
+    for i in range(done, x.size):
         d = load(dy, i)
         total += d * load(x, i)
         store(dx, i, d * gate)
@@ -79,8 +92,11 @@ def _scale_and_dot(dx: Any, dy: Any, x: Any, gate: Any, zero: Any) -> Any:
 
 
 @numba_jit()
-def _scale_and_multiply_add(dx: Any, sums: Any, dy: Any, x: Any, gates: Any) -> None:
-    for i in range(x.size):
+def _scale_and_multiply_add(dx: Any, sums: Any, dy: Any, x: Any, gates: Any, past: Any) -> None:
+    done = in_whole_lines(x.size, x)
+    for i in range(0, done, LINE // x.itemsize):
+        scale_and_add_line(dx, sums, i, dy, x, gates, i, past)
+    for i in range(done, x.size):
         d = load(dy, i)
         sums[i] += d * load(x, i)
         store(dx, i, d * gates[i])
@@ -105,14 +121,16 @@ def _forward_rows(
         low = first * row + n % parts * unit
         high = low + (last - first) * size
         place = y_address + low * like.itemsize
-        out = elements(staged if streamed else place, high - low, like)
+        past = streamed and are_lines(place, size, like)  # every row of the unit
+        staging = streamed and not past
+        out = elements(staged if staging else place, high - low, like)
         for r in range(first, last):
             if r // (outer * channels) != drawn:
                 drawn = r // (outer * channels)
                 _draw_gates(gate, slope, odds, drawn, loc, seed, offset, beta, gamma, zeta)
             i = (r - first) * size
-            _scale(out[i : i + size], x[low + i : low + i + size], gate[r % channels])
-        if streamed:
+            _scale(out[i : i + size], x[low + i : low + i + size], gate[r % channels], past)
+        if staging:
             stream(place, staged, (high - low) * like.itemsize)
     finish()
 
@@ -139,8 +157,10 @@ def _forward_channels(
             for r in range(first, last, repeat):
                 i, j = r * channels, min(last, r + repeat) * channels
                 place = y_address + i * like.itemsize
-                _scale_each(elements(staged if streamed else place, j - i, like), x[i:j], gates)
-                if streamed:
+                past = streamed and are_lines(place, j - i, like)
+                staging = streamed and not past
+                _scale_each(elements(staged if staging else place, j - i, like), x[i:j], gates, past)
+                if staging:
                     stream(place, staged, (j - i) * like.itemsize)
             first = last
     finish()
@@ -164,7 +184,7 @@ def _backward_rows(
     dy, x = elements(dy_address, rows * row, like), elements(x_address, rows * row, like)
     gate, slope, odds = np.empty(channels, wide.dtype), np.empty(channels), np.empty((channels + 3) // 4 * 4)
     drawn = -1
-    zero = wide.dtype.type(0)
+    lanes = np.empty(LINE // wide.itemsize, wide.dtype)
     staged = buffer()
     for n in range(start, stop):
         first, last = n // parts * together, min(rows, (n // parts + 1) * together)
@@ -172,17 +192,20 @@ def _backward_rows(
         low = first * row + n % parts * unit
         high = low + (last - first) * size
         place = dx_address + low * like.itemsize
-        out = elements(staged if streamed else place, high - low, like)
+        past = streamed and are_lines(place, size, like)  # every row of the unit
+        staging = streamed and not past
+        out = elements(staged if staging else place, high - low, like)
         for r in range(first, last):
             if r // (outer * channels) != drawn:
                 drawn = r // (outer * channels)
                 _draw_gates(gate, slope, odds, drawn, loc, seed, offset, beta, gamma, zeta)
             c = r % channels
             i, j = (r - first) * size, (r - first + 1) * size
-            total = np.float64(_scale_and_dot(out[i:j], dy[low + i : low + j], x[low + i : low + j], gate[c], zero))
+            y = _scale_and_dot(out[i:j], dy[low + i : low + j], x[low + i : low + j], gate[c], lanes, past)
+            total = np.float64(y)
             # Where the gate is cut off, not even NaN in x or dy counts, as in clamp.
             sums[r, n % parts] = slope[c] * total if slope[c] != 0.0 else 0.0
-        if streamed:
+        if staging:
             stream(place, staged, (high - low) * like.itemsize)
     finish()
 
@@ -214,9 +237,11 @@ def _backward_channels(
                 for r in range(begin, min(last, begin + repeat * most), repeat):
                     i, j = r * channels, min(last, r + repeat) * channels
                     place = dx_address + i * like.itemsize
-                    out = elements(staged if streamed else place, j - i, like)
-                    _scale_and_multiply_add(out, short, dy[i:j], x[i:j], gates)
-                    if streamed:
+                    past = streamed and are_lines(place, j - i, like)
+                    staging = streamed and not past
+                    out = elements(staged if staging else place, j - i, like)
+                    _scale_and_multiply_add(out, short, dy[i:j], x[i:j], gates, past)
+                    if staging:
                         stream(place, staged, (j - i) * like.itemsize)
                 _move_sums(totals, short)
             for c in range(channels):
