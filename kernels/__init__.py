@@ -1,4 +1,4 @@
-"""Fused operations, each with its maths, its reference and its backends in one file.
+"""Fused operations, each with its maths, its reference and its backends in one file, or in one folder of files.
 
 Importing this package imports no kernel, and importing a kernel neither numba nor Triton: each waits for its first use.
 """

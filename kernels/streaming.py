@@ -14,11 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from pyassemble.kernels.deferred import numba_intrinsic, numba_jit
+from pyassemble.kernels.lines import LINE, copy_line
 
 if TYPE_CHECKING:
     import torch
 
-LINE = 64  # bytes; of x86 and most ARM processors
 BUFFER = 2**16  # bytes of a buffer, on the stack
 LEAST = 2**23  # bytes of an output from which on it is streamed
 
@@ -44,22 +44,6 @@ def buffer(context: Any) -> Any:
         return builder.ptrtoint(place, ir.IntType(64))
 
     return types.int64(), emit
-
-
-@numba_intrinsic
-def _copy_line(context: Any, target: Any, source: Any) -> Any:
-    """Copy a line to an address that is a multiple of its size."""
-    types = importlib.import_module("numba.core.types")
-    ir = importlib.import_module("llvmlite.ir")
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        line = ir.VectorType(ir.IntType(32), LINE // 4).as_pointer()
-        value = builder.load(builder.inttoptr(arguments[1], line), align=1)
-        written = builder.store(value, builder.inttoptr(arguments[0], line), align=LINE)
-        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), emit
 
 
 @numba_intrinsic
@@ -95,6 +79,6 @@ def stream(target: Any, source: Any, size: Any) -> None:
     for i in range(0, start, 2):
         _copy_two_bytes(target + i, source + i)
     for i in range(start, stop, LINE):
-        _copy_line(target + i, source + i)
+        copy_line(target + i, source + i)
     for i in range(stop, size, 2):
         _copy_two_bytes(target + i, source + i)

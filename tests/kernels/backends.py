@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pyassemble.kernels import frobenius, frobenius_score, hard_concrete, hard_concrete_gate, perturb, perturbation
+from pyassemble.kernels import frobenius, frobenius_score, hard_concrete_gate, perturb, perturbation
+from pyassemble.kernels.hard_concrete import cuda
+from pyassemble.kernels.hard_concrete.reference import Draw
 from pyassemble.kernels.layout import layout
 
 HAS_CUDA = torch.cuda.is_available()
@@ -37,14 +39,14 @@ def _interpreted(
     x: torch.Tensor, loc: torch.Tensor, dy: torch.Tensor, seed: Any, dim: int, offset: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     in_memory = isinstance(seed, torch.Tensor)
-    draw = hard_concrete._Draw(seed if in_memory else None, 0 if in_memory else seed, offset, 2 / 3, -0.1, 1.1)
+    draw = Draw(seed if in_memory else None, 0 if in_memory else seed, offset, 2 / 3, -0.1, 1.1)
     y, dx = torch.empty_like(x), torch.empty_like(x)
     if not x.numel():  # decided before any kernel is chosen
         return y, dx, torch.zeros_like(loc)
     shape = layout(x, dim % x.ndim)
     assert shape is not None
-    hard_concrete._triton_forward(y, x, loc, shape, draw)
-    dloc = hard_concrete._triton_backward(dx, dy, x, loc, shape, draw)
+    cuda.forward(y, x, loc, shape, draw)
+    dloc = cuda.backward(dx, dy, x, loc, shape, draw)
     return y, dx, dloc.to(loc.dtype)
 
 

@@ -1,0 +1,130 @@
+"""Arithmetic on a line of memory at a time, in numba, with a choice that its compiler does not offer: where to store.
+
+An ordinary store first reads the line that it writes to, so that a pass over x that writes y moves three times x's size
+instead of two. A non-temporal store of a whole line, 64 bytes at once, goes straight past the caches. LLVM emits one
+only for vectors of known alignment, which it never makes of a loop over elements; so here the vectors are written out.
+
+Lines are of float32 or float64. The 16-bit floats, which are bits to numba (see ``halves``), have none: what is for
+whole lines then passes over nothing, and the loop over the remaining elements does all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from pyassemble.kernels.deferred import numba_intrinsic, numba_jit, numba_overload
+
+LINE = 64  # bytes; of x86 and most ARM processors
+
+
+@numba_overload
+def in_whole_lines(size: Any, like: Any) -> Any:
+    """How many of so many elements of an array's type fill whole lines, counted from the first."""
+
+    def some(size: Any, like: Any) -> Any:
+        return size - size % (LINE // like.itemsize)
+
+    def none(size: Any, like: Any) -> Any:
+        return 0
+
+    return some if like.dtype.name in ("float32", "float64") else none
+
+
+@numba_jit(inline=True)
+def are_lines(address: Any, size: Any, like: Any) -> Any:
+    """Whether so many elements from an address on are whole lines, each at a multiple of its size."""
+    return address % LINE == 0 and in_whole_lines(size, like) == size
+
+
+@numba_intrinsic
+def scale_line(context: Any, y: Any, x: Any, gates: Any, i: Any, past: Any) -> Any:
+    """Write x gates to y in the line from element i on; ``gates`` is one number, or as many as x.
+
+    Past the caches if ``past``: y's line must then start at a multiple of its size.
+    """
+    types = importlib.import_module("numba.core.types")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if isinstance(x.dtype, types.Float):
+            at = _Lines(context, builder, signature, arguments, x.dtype, arguments[3])
+            at.store(0, builder.fmul(at.load(1), at.load(2)), arguments[4])
+        return context.get_dummy_value()
+
+    return types.void(y, x, gates, i, past), emit
+
+
+@numba_intrinsic
+def scale_and_add_line(
+    context: Any, dx: Any, sums: Any, place: Any, dy: Any, x: Any, gates: Any, i: Any, past: Any
+) -> Any:
+    """Add dy x to ``sums`` and write dy gates to dx in the line from element i on; ``sums`` from ``place`` on."""
+    types = importlib.import_module("numba.core.types")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if isinstance(x.dtype, types.Float):
+            at = _Lines(context, builder, signature, arguments, x.dtype, arguments[6])
+            summed = _Lines(context, builder, signature, arguments, x.dtype, arguments[2])
+            d = at.load(3)
+            summed.store(1, builder.fadd(summed.load(1), builder.fmul(d, at.load(4))))
+            at.store(0, builder.fmul(d, at.load(5)), arguments[7])
+        return context.get_dummy_value()
+
+    return types.void(dx, sums, place, dy, x, gates, i, past), emit
+
+
+@numba_intrinsic
+def copy_line(context: Any, target: Any, source: Any) -> Any:
+    """Copy a line from any address to one that is a multiple of its size, past the caches."""
+    types = importlib.import_module("numba.core.types")
+    ir = importlib.import_module("llvmlite.ir")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line = ir.VectorType(ir.IntType(32), LINE // 4).as_pointer()
+        value = builder.load(builder.inttoptr(arguments[1], line), align=1)
+        _mark(builder, builder.store(value, builder.inttoptr(arguments[0], line), align=LINE))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+class _Lines:
+    """The lines from one element on of an intrinsic's arguments, each named by its number; all are of one type."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, dtype: Any, start: Any) -> None:
+        self._ir = importlib.import_module("llvmlite.ir")
+        self._arrays = importlib.import_module("numba.np.arrayobj")
+        self._types = importlib.import_module("numba.core.types")
+        self._context, self._builder, self._kinds, self._arguments = context, builder, signature.args, arguments
+        self._start, self._item = start, dtype.bitwidth // 8
+        self._vector = self._ir.VectorType(context.get_data_type(dtype), LINE // self._item)
+
+    def load(self, n: int) -> Any:
+        if isinstance(self._kinds[n], self._types.Array):
+            return self._builder.load(self._place(n), align=self._item)
+        one = self._builder.insert_element(
+            self._ir.Constant(self._vector, self._ir.Undefined), self._arguments[n], self._ir.IntType(32)(0)
+        )
+        first = self._ir.Constant(self._ir.VectorType(self._ir.IntType(32), self._vector.count), None)
+        return self._builder.shuffle_vector(one, one, first)
+
+    def store(self, n: int, value: Any, past: Any = None) -> None:
+        place = self._place(n)
+        if past is None:
+            self._builder.store(value, place, align=self._item)
+            return
+        with self._builder.if_else(past) as (then, otherwise):
+            with then:
+                _mark(self._builder, self._builder.store(value, place, align=LINE))
+            with otherwise:
+                self._builder.store(value, place, align=self._item)
+
+    def _place(self, n: int) -> Any:
+        array = self._arrays.make_array(self._kinds[n])(self._context, self._builder, self._arguments[n])
+        return self._builder.bitcast(self._builder.gep(array.data, [self._start]), self._vector.as_pointer())
+
+
+def _mark(builder: Any, store: Any) -> None:
+    """Let a store go past the caches."""
+    one = importlib.import_module("llvmlite.ir").IntType(32)(1)
+    store.set_metadata("nontemporal", builder.module.add_metadata([one]))
