@@ -13,28 +13,43 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from pyassemble.kernels.deferred import numba_intrinsic, numba_jit, numba_overload
+from pyassemble.kernels.deferred import numba_intrinsic
 
 LINE = 64  # bytes; of x86 and most ARM processors
 
 
-@numba_overload
-def in_whole_lines(size: Any, like: Any) -> Any:
+@numba_intrinsic
+def in_whole_lines(context: Any, size: Any, like: Any) -> Any:
     """How many of so many elements of an array's type fill whole lines, counted from the first."""
+    types = importlib.import_module("numba.core.types")
 
-    def some(size: Any, like: Any) -> Any:
-        return size - size % (LINE // like.itemsize)
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _in_whole_lines(context, builder, arguments[0], like.dtype)
 
-    def none(size: Any, like: Any) -> Any:
-        return 0
-
-    return some if like.dtype.name in ("float32", "float64") else none
+    return types.int64(types.int64, like), emit
 
 
-@numba_jit(inline=True)
-def are_lines(address: Any, size: Any, like: Any) -> Any:
+@numba_intrinsic
+def are_lines(context: Any, address: Any, size: Any, like: Any) -> Any:
     """Whether so many elements from an address on are whole lines, each at a multiple of its size."""
-    return address % LINE == 0 and in_whole_lines(size, like) == size
+    types = importlib.import_module("numba.core.types")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, size, _ = arguments
+        beyond = builder.urem(address, context.get_constant(types.int64, LINE))
+        at_a_line = builder.icmp_unsigned("==", beyond, context.get_constant(types.int64, 0))
+        whole = builder.icmp_unsigned("==", _in_whole_lines(context, builder, size, like.dtype), size)
+        return builder.and_(at_a_line, whole)
+
+    return types.boolean(types.int64, types.int64, like), emit
+
+
+def _in_whole_lines(context: Any, builder: Any, size: Any, dtype: Any) -> Any:
+    types = importlib.import_module("numba.core.types")
+    if not isinstance(dtype, types.Float):
+        return context.get_constant(types.int64, 0)
+    lanes = context.get_constant(types.int64, LINE * 8 // dtype.bitwidth)
+    return builder.sub(size, builder.urem(size, lanes))
 
 
 @numba_intrinsic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -262,7 +263,8 @@ def _move_sums(totals: Any, short: Any) -> None:
 def _draw(x: torch.Tensor, loc: torch.Tensor, draw: Draw) -> tuple[Any, ...]:
     """What the kernels draw gates from."""
     seed = draw.seed if draw.seed_tensor is None else int(draw.seed_tensor)
-    values = np.ascontiguousarray(loc.detach().to(torch.float64).numpy())
+    known = loc.detach() if loc.dtype is not torch.bfloat16 else loc.detach().to(torch.float32)  # NumPy has none
+    values = known.numpy().astype(np.float64)
     return values, seed, draw.sample_offset, draw.beta, draw.gamma, draw.zeta
 
 
@@ -299,6 +301,7 @@ def _wide(x: torch.Tensor) -> Any:
     return ELEMENTS[torch.promote_types(x.dtype, torch.float32)]
 
 
+@functools.lru_cache(maxsize=1024)  # as for layouts
 def _units(shape: Layout) -> tuple[int, int, int, tuple[int, ...]]:
     """Number of units, the elements that are handled at once, a unit's work in elements, and how units are cut.
 
