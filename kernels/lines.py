@@ -53,8 +53,8 @@ def _in_whole_lines(context: Any, builder: Any, size: Any, dtype: Any) -> Any:
 
 
 @numba_intrinsic
-def scale_line(context: Any, y: Any, x: Any, gates: Any, i: Any, past: Any) -> Any:
-    """Write x gates to y in the line from element i on; ``gates`` is one number, or as many as x.
+def scale_line(context: Any, y: Any, x: Any, gate: Any, i: Any, past: Any) -> Any:
+    """Write x gate to y in the line from element i on.
 
     Past the caches if ``past``: y's line must then start at a multiple of its size.
     """
@@ -62,30 +62,28 @@ def scale_line(context: Any, y: Any, x: Any, gates: Any, i: Any, past: Any) -> A
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if isinstance(x.dtype, types.Float):
-            at = _Lines(context, builder, signature, arguments, x.dtype, arguments[3])
-            at.store(0, builder.fmul(at.load(1), at.load(2)), arguments[4])
+            line = _Line(context, builder, signature, arguments, x.dtype)
+            line.store(0, arguments[3], builder.fmul(line.load(1, arguments[3]), line.all_of(2)), arguments[4])
         return context.get_dummy_value()
 
-    return types.void(y, x, gates, i, past), emit
+    return types.void(y, x, gate, i, past), emit
 
 
 @numba_intrinsic
-def scale_and_add_line(
-    context: Any, dx: Any, sums: Any, place: Any, dy: Any, x: Any, gates: Any, i: Any, past: Any
-) -> Any:
-    """Add dy x to ``sums`` and write dy gates to dx in the line from element i on; ``sums`` from ``place`` on."""
+def scale_and_add_line(context: Any, dx: Any, lanes: Any, dy: Any, x: Any, gate: Any, i: Any, past: Any) -> Any:
+    """Write dy gate to dx in the line from element i on, and add dy x to ``lanes``, which are a line's."""
     types = importlib.import_module("numba.core.types")
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if isinstance(x.dtype, types.Float):
-            at = _Lines(context, builder, signature, arguments, x.dtype, arguments[6])
-            summed = _Lines(context, builder, signature, arguments, x.dtype, arguments[2])
-            d = at.load(3)
-            summed.store(1, builder.fadd(summed.load(1), builder.fmul(d, at.load(4))))
-            at.store(0, builder.fmul(d, at.load(5)), arguments[7])
+            line = _Line(context, builder, signature, arguments, x.dtype)
+            start, first = arguments[5], context.get_constant(types.int64, 0)
+            d = line.load(2, start)
+            line.store(1, first, builder.fadd(line.load(1, first), builder.fmul(d, line.load(3, start))))
+            line.store(0, start, builder.fmul(d, line.all_of(4)), arguments[6])
         return context.get_dummy_value()
 
-    return types.void(dx, sums, place, dy, x, gates, i, past), emit
+    return types.void(dx, lanes, dy, x, gate, i, past), emit
 
 
 @numba_intrinsic
@@ -103,28 +101,28 @@ def copy_line(context: Any, target: Any, source: Any) -> Any:
     return types.void(types.int64, types.int64), emit
 
 
-class _Lines:
-    """The lines from one element on of an intrinsic's arguments, each named by its number; all are of one type."""
+class _Line:
+    """Lines of an intrinsic's arguments, each named by its number; all are of one type."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, dtype: Any, start: Any) -> None:
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, dtype: Any) -> None:
         self._ir = importlib.import_module("llvmlite.ir")
         self._arrays = importlib.import_module("numba.np.arrayobj")
-        self._types = importlib.import_module("numba.core.types")
         self._context, self._builder, self._kinds, self._arguments = context, builder, signature.args, arguments
-        self._start, self._item = start, dtype.bitwidth // 8
+        self._item = dtype.bitwidth // 8
         self._vector = self._ir.VectorType(context.get_data_type(dtype), LINE // self._item)
 
-    def load(self, n: int) -> Any:
-        if isinstance(self._kinds[n], self._types.Array):
-            return self._builder.load(self._place(n), align=self._item)
-        one = self._builder.insert_element(
-            self._ir.Constant(self._vector, self._ir.Undefined), self._arguments[n], self._ir.IntType(32)(0)
-        )
-        first = self._ir.Constant(self._ir.VectorType(self._ir.IntType(32), self._vector.count), None)
-        return self._builder.shuffle_vector(one, one, first)
+    def load(self, n: int, start: Any) -> Any:
+        return self._builder.load(self._place(n, start), align=self._item)
 
-    def store(self, n: int, value: Any, past: Any = None) -> None:
-        place = self._place(n)
+    def all_of(self, n: int) -> Any:
+        """A number in every lane."""
+        nothing = self._ir.Constant(self._vector, self._ir.Undefined)
+        one = self._builder.insert_element(nothing, self._arguments[n], self._ir.IntType(32)(0))
+        first = self._ir.Constant(self._ir.VectorType(self._ir.IntType(32), self._vector.count), None)
+        return self._builder.shuffle_vector(one, nothing, first)
+
+    def store(self, n: int, start: Any, value: Any, past: Any = None) -> None:
+        place = self._place(n, start)
         if past is None:
             self._builder.store(value, place, align=self._item)
             return
@@ -134,9 +132,9 @@ class _Lines:
             with otherwise:
                 self._builder.store(value, place, align=self._item)
 
-    def _place(self, n: int) -> Any:
+    def _place(self, n: int, start: Any) -> Any:
         array = self._arrays.make_array(self._kinds[n])(self._context, self._builder, self._arguments[n])
-        return self._builder.bitcast(self._builder.gep(array.data, [self._start]), self._vector.as_pointer())
+        return self._builder.bitcast(self._builder.gep(array.data, [start]), self._vector.as_pointer())
 
 
 def _mark(builder: Any, store: Any) -> None:
