@@ -1,8 +1,7 @@
 """Arithmetic on a line of memory at a time, in numba, with a choice that its compiler does not offer: where to store.
 
-An ordinary store first reads the line that it writes to, so that a pass over x that writes y moves three times x's size
-instead of two. A non-temporal store of a whole line, 64 bytes at once, goes straight past the caches. LLVM emits one
-only for vectors of known alignment, which it never makes of a loop over elements; so here the vectors are written out.
+A store that goes straight past the caches (see ``streaming``) takes a whole vector at a known alignment. LLVM knows
+none when it makes vectors of a loop over elements, so here they are written out, 64 bytes at once.
 
 Lines are of float32 or float64. The 16-bit floats, which are bits to numba (see ``halves``), have none: what is for
 whole lines then passes over nothing, and the loop over the remaining elements does all.
