@@ -1,8 +1,7 @@
 """Arithmetic on a line of memory at a time, in numba, with a choice that its compiler does not offer: where to store.
 
-An ordinary store first reads the line that it writes to, so that a pass over x that writes y moves three times x's size
-instead of two. A non-temporal store of a whole line, 64 bytes at once, goes straight past the caches. LLVM emits one
-only for vectors of known alignment, which it never makes of a loop over elements; so here the vectors are written out.
+A store that goes straight past the caches (see ``streaming``) takes a whole vector at a known alignment. LLVM knows
+none when it makes vectors of a loop over elements, so here they are written out, 64 bytes at once.
 
 Lines are of float32 or float64. The 16-bit floats, which are bits to numba (see ``halves``), have none: what is for
 whole lines then passes over nothing, and the loop over the remaining elements does all.
@@ -13,33 +12,48 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from pyassemble.kernels.deferred import numba_intrinsic, numba_jit, numba_overload
+from pyassemble.kernels.deferred import numba_intrinsic
 
 LINE = 64  # bytes; of x86 and most ARM processors
 
 
-@numba_overload
-def in_whole_lines(size: Any, like: Any) -> Any:
+@numba_intrinsic
+def in_whole_lines(context: Any, size: Any, like: Any) -> Any:
     """How many of so many elements of an array's type fill whole lines, counted from the first."""
+    types = importlib.import_module("numba.core.types")
 
-    def some(size: Any, like: Any) -> Any:
-        return size - size % (LINE // like.itemsize)
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _in_whole_lines(context, builder, arguments[0], like.dtype)
 
-    def none(size: Any, like: Any) -> Any:
-        return 0
-
-    return some if like.dtype.name in ("float32", "float64") else none
-
-
-@numba_jit(inline=True)
-def are_lines(address: Any, size: Any, like: Any) -> Any:
-    """Whether so many elements from an address on are whole lines, each at a multiple of its size."""
-    return address % LINE == 0 and in_whole_lines(size, like) == size
+    return types.int64(types.int64, like), emit
 
 
 @numba_intrinsic
-def scale_line(context: Any, y: Any, x: Any, gates: Any, i: Any, past: Any) -> Any:
-    """Write x gates to y in the line from element i on; ``gates`` is one number, or as many as x.
+def are_lines(context: Any, address: Any, size: Any, like: Any) -> Any:
+    """Whether so many elements from an address on are whole lines, each at a multiple of its size."""
+    types = importlib.import_module("numba.core.types")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, size, _ = arguments
+        beyond = builder.urem(address, context.get_constant(types.int64, LINE))
+        at_a_line = builder.icmp_unsigned("==", beyond, context.get_constant(types.int64, 0))
+        whole = builder.icmp_unsigned("==", _in_whole_lines(context, builder, size, like.dtype), size)
+        return builder.and_(at_a_line, whole)
+
+    return types.boolean(types.int64, types.int64, like), emit
+
+
+def _in_whole_lines(context: Any, builder: Any, size: Any, dtype: Any) -> Any:
+    types = importlib.import_module("numba.core.types")
+    if not isinstance(dtype, types.Float):
+        return context.get_constant(types.int64, 0)
+    lanes = context.get_constant(types.int64, LINE * 8 // dtype.bitwidth)
+    return builder.sub(size, builder.urem(size, lanes))
+
+
+@numba_intrinsic
+def scale_line(context: Any, y: Any, x: Any, gate: Any, i: Any, past: Any) -> Any:
+    """Write x gate to y in the line from element i on.
 
     Past the caches if ``past``: y's line must then start at a multiple of its size.
     """
@@ -47,30 +61,28 @@ def scale_line(context: Any, y: Any, x: Any, gates: Any, i: Any, past: Any) -> A
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if isinstance(x.dtype, types.Float):
-            at = _Lines(context, builder, signature, arguments, x.dtype, arguments[3])
-            at.store(0, builder.fmul(at.load(1), at.load(2)), arguments[4])
+            line = _Line(context, builder, signature, arguments, x.dtype)
+            line.store(0, arguments[3], builder.fmul(line.load(1, arguments[3]), line.all_of(2)), arguments[4])
         return context.get_dummy_value()
 
-    return types.void(y, x, gates, i, past), emit
+    return types.void(y, x, gate, i, past), emit
 
 
 @numba_intrinsic
-def scale_and_add_line(
-    context: Any, dx: Any, sums: Any, place: Any, dy: Any, x: Any, gates: Any, i: Any, past: Any
-) -> Any:
-    """Add dy x to ``sums`` and write dy gates to dx in the line from element i on; ``sums`` from ``place`` on."""
+def scale_and_add_line(context: Any, dx: Any, lanes: Any, dy: Any, x: Any, gate: Any, i: Any, past: Any) -> Any:
+    """Write dy gate to dx in the line from element i on, and add dy x to ``lanes``, which are a line's."""
     types = importlib.import_module("numba.core.types")
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if isinstance(x.dtype, types.Float):
-            at = _Lines(context, builder, signature, arguments, x.dtype, arguments[6])
-            summed = _Lines(context, builder, signature, arguments, x.dtype, arguments[2])
-            d = at.load(3)
-            summed.store(1, builder.fadd(summed.load(1), builder.fmul(d, at.load(4))))
-            at.store(0, builder.fmul(d, at.load(5)), arguments[7])
+            line = _Line(context, builder, signature, arguments, x.dtype)
+            start, first = arguments[5], context.get_constant(types.int64, 0)
+            d = line.load(2, start)
+            line.store(1, first, builder.fadd(line.load(1, first), builder.fmul(d, line.load(3, start))))
+            line.store(0, start, builder.fmul(d, line.all_of(4)), arguments[6])
         return context.get_dummy_value()
 
-    return types.void(dx, sums, place, dy, x, gates, i, past), emit
+    return types.void(dx, lanes, dy, x, gate, i, past), emit
 
 
 @numba_intrinsic
@@ -88,28 +100,28 @@ def copy_line(context: Any, target: Any, source: Any) -> Any:
     return types.void(types.int64, types.int64), emit
 
 
-class _Lines:
-    """The lines from one element on of an intrinsic's arguments, each named by its number; all are of one type."""
+class _Line:
+    """Lines of an intrinsic's arguments, each named by its number; all are of one type."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, dtype: Any, start: Any) -> None:
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, dtype: Any) -> None:
         self._ir = importlib.import_module("llvmlite.ir")
         self._arrays = importlib.import_module("numba.np.arrayobj")
-        self._types = importlib.import_module("numba.core.types")
         self._context, self._builder, self._kinds, self._arguments = context, builder, signature.args, arguments
-        self._start, self._item = start, dtype.bitwidth // 8
+        self._item = dtype.bitwidth // 8
         self._vector = self._ir.VectorType(context.get_data_type(dtype), LINE // self._item)
 
-    def load(self, n: int) -> Any:
-        if isinstance(self._kinds[n], self._types.Array):
-            return self._builder.load(self._place(n), align=self._item)
-        one = self._builder.insert_element(
-            self._ir.Constant(self._vector, self._ir.Undefined), self._arguments[n], self._ir.IntType(32)(0)
-        )
-        first = self._ir.Constant(self._ir.VectorType(self._ir.IntType(32), self._vector.count), None)
-        return self._builder.shuffle_vector(one, one, first)
+    def load(self, n: int, start: Any) -> Any:
+        return self._builder.load(self._place(n, start), align=self._item)
 
-    def store(self, n: int, value: Any, past: Any = None) -> None:
-        place = self._place(n)
+    def all_of(self, n: int) -> Any:
+        """A number in every lane."""
+        nothing = self._ir.Constant(self._vector, self._ir.Undefined)
+        one = self._builder.insert_element(nothing, self._arguments[n], self._ir.IntType(32)(0))
+        first = self._ir.Constant(self._ir.VectorType(self._ir.IntType(32), self._vector.count), None)
+        return self._builder.shuffle_vector(one, nothing, first)
+
+    def store(self, n: int, start: Any, value: Any, past: Any = None) -> None:
+        place = self._place(n, start)
         if past is None:
             self._builder.store(value, place, align=self._item)
             return
@@ -119,9 +131,9 @@ class _Lines:
             with otherwise:
                 self._builder.store(value, place, align=self._item)
 
-    def _place(self, n: int) -> Any:
+    def _place(self, n: int, start: Any) -> Any:
         array = self._arrays.make_array(self._kinds[n])(self._context, self._builder, self._arguments[n])
-        return self._builder.bitcast(self._builder.gep(array.data, [self._start]), self._vector.as_pointer())
+        return self._builder.bitcast(self._builder.gep(array.data, [start]), self._vector.as_pointer())
 
 
 def _mark(builder: Any, store: Any) -> None:

@@ -2,7 +2,8 @@
 
 An ordinary store first reads the line that it writes to, so that a pass over x that writes y moves three times x's size
 instead of two. A kernel that is bound by memory therefore computes a part of its output in a small buffer, which stays
-in a core's own cache, and streams it to where it belongs with the processor's non-temporal stores, 64 bytes at once.
+in a core's own cache, and streams it to where it belongs with the processor's non-temporal stores, 64 bytes at once;
+or, where its output is whole lines already, stores them so itself (see ``lines``).
 What is small enough to be found in a cache by whoever reads it next is better written there in the ordinary way.
 
 Everything here is in addresses and bytes, whatever the elements are: numba compiles integers faster than arrays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,8 @@ def _scale(y: Any, x: Any, gate: Any, past: Any) -> None:
 
 
 @numba_jit()
-def _scale_each(y: Any, x: Any, gates: Any, past: Any) -> None:
-    done = in_whole_lines(x.size, x)
-    for i in range(0, done, LINE // x.itemsize):
-        scale_line(y, x, gates, i, past)
-    for i in range(done, x.size):
+def _scale_each(y: Any, x: Any, gates: Any) -> None:
+    for i in range(x.size):
         store(y, i, load(x, i) * gates[i])
 
 
@@ -82,7 +80,7 @@ def _scale_and_dot(dx: Any, dy: Any, x: Any, gate: Any, lanes: Any, past: Any) -
     lanes[:] = 0
     done = in_whole_lines(x.size, x)
     for i in range(0, done, lanes.size):
-        scale_and_add_line(dx, lanes, 0, dy, x, gate, i, past)
+        scale_and_add_line(dx, lanes, dy, x, gate, i, past)
     total = lanes.sum()
     for i in range(done, x.size):
         d = load(dy, i)
@@ -92,11 +90,8 @@ def _scale_and_dot(dx: Any, dy: Any, x: Any, gate: Any, lanes: Any, past: Any) -
 
 
 @numba_jit()
-def _scale_and_multiply_add(dx: Any, sums: Any, dy: Any, x: Any, gates: Any, past: Any) -> None:
-    done = in_whole_lines(x.size, x)
-    for i in range(0, done, LINE // x.itemsize):
-        scale_and_add_line(dx, sums, i, dy, x, gates, i, past)
-    for i in range(done, x.size):
+def _scale_and_multiply_add(dx: Any, sums: Any, dy: Any, x: Any, gates: Any) -> None:
+    for i in range(x.size):
         d = load(dy, i)
         sums[i] += d * load(x, i)
         store(dx, i, d * gates[i])
@@ -140,7 +135,10 @@ def _forward_channels(
     start: Any, stop: Any, like: Any, wide: Any, y_address: Any, x_address: Any, loc: Any, seed: Any, offset: Any,
     beta: Any, gamma: Any, zeta: Any, samples: Any, outer: Any, together: Any, repeat: Any, streamed: Any,
 ) -> None:  # fmt: skip
-    """Channels inside. Unit: several rows of all channels; some of one sample are handled as one long row."""
+    """Channels inside. Unit: several rows of all channels; some of one sample are handled as one long row.
+
+    Always by way of the buffer when streamed: line by line, each with other gates, took longer.
+    """
     channels = loc.size
     x = elements(x_address, samples * outer * channels, like)
     gates, slope, odds = np.empty(repeat * channels, wide.dtype), np.empty(0), np.empty((channels + 3) // 4 * 4)
@@ -157,10 +155,8 @@ def _forward_channels(
             for r in range(first, last, repeat):
                 i, j = r * channels, min(last, r + repeat) * channels
                 place = y_address + i * like.itemsize
-                past = streamed and are_lines(place, j - i, like)
-                staging = streamed and not past
-                _scale_each(elements(staged if staging else place, j - i, like), x[i:j], gates, past)
-                if staging:
+                _scale_each(elements(staged if streamed else place, j - i, like), x[i:j], gates)
+                if streamed:
                     stream(place, staged, (j - i) * like.itemsize)
             first = last
     finish()
@@ -237,11 +233,9 @@ def _backward_channels(
                 for r in range(begin, min(last, begin + repeat * most), repeat):
                     i, j = r * channels, min(last, r + repeat) * channels
                     place = dx_address + i * like.itemsize
-                    past = streamed and are_lines(place, j - i, like)
-                    staging = streamed and not past
-                    out = elements(staged if staging else place, j - i, like)
-                    _scale_and_multiply_add(out, short, dy[i:j], x[i:j], gates, past)
-                    if staging:
+                    out = elements(staged if streamed else place, j - i, like)
+                    _scale_and_multiply_add(out, short, dy[i:j], x[i:j], gates)
+                    if streamed:
                         stream(place, staged, (j - i) * like.itemsize)
                 _move_sums(totals, short)
             for c in range(channels):
@@ -262,7 +256,8 @@ def _move_sums(totals: Any, short: Any) -> None:
 def _draw(x: torch.Tensor, loc: torch.Tensor, draw: Draw) -> tuple[Any, ...]:
     """What the kernels draw gates from."""
     seed = draw.seed if draw.seed_tensor is None else int(draw.seed_tensor)
-    values = np.ascontiguousarray(loc.detach().to(torch.float64).numpy())
+    known = loc.detach() if loc.dtype is not torch.bfloat16 else loc.detach().to(torch.float32)  # NumPy has none
+    values = known.numpy().astype(np.float64)
     return values, seed, draw.sample_offset, draw.beta, draw.gamma, draw.zeta
 
 
@@ -299,6 +294,7 @@ def _wide(x: torch.Tensor) -> Any:
     return ELEMENTS[torch.promote_types(x.dtype, torch.float32)]
 
 
+@functools.lru_cache(maxsize=1024)  # as for layouts
 def _units(shape: Layout) -> tuple[int, int, int, tuple[int, ...]]:
     """Number of units, the elements that are handled at once, a unit's work in elements, and how units are cut.
 

@@ -20,14 +20,14 @@ def whole(address: Any, size: Any, like: Any) -> Any:
 
 
 @numba_jit()
-def scaled(y: Any, x: Any, gates: Any, i: Any, past: Any) -> None:
-    scale_line(y, x, gates, i, past)
+def scaled(y: Any, x: Any, gate: Any, i: Any, past: Any) -> None:
+    scale_line(y, x, gate, i, past)
     finish()
 
 
 @numba_jit()
-def scaled_and_added(dx: Any, sums: Any, place: Any, dy: Any, x: Any, gates: Any, i: Any, past: Any) -> None:
-    scale_and_add_line(dx, sums, place, dy, x, gates, i, past)
+def scaled_and_added(dx: Any, sums: Any, dy: Any, x: Any, gate: Any, i: Any, past: Any) -> None:
+    scale_and_add_line(dx, sums, dy, x, gate, i, past)
     finish()
 
 
@@ -53,20 +53,19 @@ def test_what_whole_lines_are() -> None:
 def test_one_line_is_scaled(dtype: Any, past: bool) -> None:
     lanes = LINE // np.dtype(dtype).itemsize
     generator = np.random.default_rng(0)
-    x, dy, gates = (generator.standard_normal(3 * lanes).astype(dtype) for _ in range(3))
+    x, dy = (generator.standard_normal(3 * lanes).astype(dtype) for _ in range(2))
+    gate = dtype(0.3)
     line = slice(lanes, 2 * lanes)
-    for gate, by in ((gates, gates[line]), (dtype(0.3), dtype(0.3))):
-        expected = np.zeros(3 * lanes, dtype)
-        expected[line] = x[line] * by
-        y = at_a_line(3 * lanes, dtype)
-        scaled(y, x, gate, lanes, past)
-        assert (y == expected).all()
-        dx, sums = at_a_line(3 * lanes, dtype), np.ones(4 * lanes, dtype)
-        scaled_and_added(dx, sums, 3 * lanes, dy, x, gate, lanes, past)
-        expected[line] = dy[line] * by
-        assert (dx == expected).all()
-        assert (sums[3 * lanes :] == 1 + dy[line] * x[line]).all()
-        assert (sums[: 3 * lanes] == 1).all()
+    expected = np.zeros(3 * lanes, dtype)
+    expected[line] = x[line] * gate
+    y = at_a_line(3 * lanes, dtype)
+    scaled(y, x, gate, lanes, past)
+    assert (y == expected).all()
+    dx, sums = at_a_line(3 * lanes, dtype), np.ones(lanes, dtype)
+    scaled_and_added(dx, sums, dy, x, gate, lanes, past)
+    expected[line] = dy[line] * gate
+    assert (dx == expected).all()
+    assert (sums == 1 + dy[line] * x[line]).all()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
