@@ -111,13 +111,12 @@ class LowerMovement(Lowering):
             before, after = apply(plain), apply(wide)
         except Exception as error:  # whatever torch raises where sizes do not fit
             self.refuse(node, f"does not fit several teachers' channels: {str(error).splitlines()[0]}")
-        dims: list[int] | None = None
+        dims = None
         places = self.placed(argument)
-        if is_tensor(before) and places.size == plain.shape[places.dim]:
+        if places.size == plain.shape[places.dim]:
             # Nothing is wider to be recognized by: where does a second copy go?
             try:
-                twice = apply(torch.cat((plain, plain), places.dim))
-                dims = [d for d in range(before.ndim) if twice.shape[d] != before.shape[d]]
+                dims = _wider(before, apply(torch.cat((plain, plain), places.dim)))
             except (RuntimeError, IndexError):
                 dims = None
         return self.recognized(node, before, after, argument, dims)
@@ -131,14 +130,14 @@ class LowerMovement(Lowering):
         wide = wide_labels(labels, places, self.coupling.count, shape[places.dim])
         return labels.expand(shape), wide.expand(wide_shape)
 
-    def recognized(
-        self, node: fx.Node, before: Any, after: Any, argument: fx.Node, dims: list[int] | None = None
-    ) -> Wide:
+    def recognized(self, node: fx.Node, before: Any, after: Any, argument: fx.Node, dims: Any = None) -> Wide:
         """Places of the result, read off its labels."""
         if isinstance(before, tuple | list):
             if len(before) != len(after):
                 self.refuse(node, "splits the teachers' channels at other places than one network's")
-            return tuple(self.recognized(node, b, a, argument) for b, a in zip(before, after, strict=True))
+            each = dims if isinstance(dims, tuple) else [None] * len(before)
+            pieces = zip(before, after, each, strict=True)
+            return tuple(self.recognized(node, b, a, argument, wider) for b, a, wider in pieces)
         plain = compact(before)
         different = [d for d in range(before.ndim) if before.shape[d] != after.shape[d]]
         dims = different or dims or varying(plain) or list(range(before.ndim))
@@ -303,6 +302,13 @@ class LowerMovement(Lowering):
             return None
         freed = (*index[: places.dim], slice(None), *index[places.dim + 1 :])
         return self.copied(node, (self.made[argument], self.map(freed))), places
+
+
+def _wider(before: Any, after: Any) -> Any:
+    """The dimensions in which a result is wider than another; a tuple of these for several results."""
+    if isinstance(before, tuple | list):
+        return tuple(_wider(b, a) for b, a in zip(before, after, strict=True)) if len(before) == len(after) else None
+    return [d for d in range(before.ndim) if after.shape[d] != before.shape[d]]
 
 
 def _narrowed(labels: Tensor, dim: int) -> Tensor:

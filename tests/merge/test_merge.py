@@ -263,18 +263,19 @@ def test_functional_dropout_follows_the_mode() -> None:
 class Attending(nn.Module):
     """Attention whose weights are dropped in training, by the function's own argument or in torch's module."""
 
-    def __init__(self, module: bool) -> None:
+    def __init__(self, module: bool, heads: int = 2) -> None:
         super().__init__()
+        self.heads = heads
         self.embed, self.qkv, self.project = nn.Linear(3, 8), nn.Linear(8, 24), nn.Linear(8, 8)
         self.head = nn.Linear(8, 2)
-        self.attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True) if module else None
+        self.attention = nn.MultiheadAttention(8, heads, dropout=0.5, batch_first=True) if module else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         if self.attention is not None:
             return self.head((x + self.attention(x, x, x)[0]).mean(1))
         b, n, c = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=0.5 if self.training else 0.0)
         return self.head((x + self.project(y.transpose(1, 2).reshape(b, n, c))).mean(1))
 
@@ -289,6 +290,18 @@ def test_dropout_of_attention_follows_the_mode(module: bool) -> None:
         with torch.no_grad(), student.opened():
             assert torch.equal(network.eval()(x), network(x))
             assert not torch.equal(network.train()(x), network(x))
+
+
+def test_one_of_two_single_heads() -> None:
+    student = pa.merge(pair(lambda: Attending(module=False, heads=1)), x := torch.randn(5, 6, 3))
+    keep = {
+        name: torch.tensor([1]) if group.unit == "head" else torch.arange(3, 3 + len(group.loc) // 4)
+        for name, group in student.gate_groups.items()
+    }
+    assert sorted(map(len, keep.values())) == [1, 4]
+    close_others(student, keep)
+    with torch.no_grad():
+        assert close(student.compress(keep)(x), student(x), 1e-5)
 
 
 def test_copies_are_compressed_to_other_widths() -> None:
