@@ -220,7 +220,7 @@ def _floor(rows: Sequence[Row]) -> int:
 
 
 def _draw_sizes(rows: Sequence[Row], path: Path) -> None:
-    figure, (axes,) = _panels(1, 7.5)
+    figure, (axes,) = _panels(1, 9)
     for number, (label, belongs) in enumerate(KINDS.items()):
         chosen = [row for row in rows if belongs(row.method)]
         points = [row.trained_parameters for row in chosen], [100 * row.accuracy for row in chosen]
@@ -229,7 +229,7 @@ def _draw_sizes(rows: Sequence[Row], path: Path) -> None:
     axes.set_ylim(_floor(rows), 100)
     axes.set_xlabel("trained parameters")
     axes.set_ylabel("test accuracy, %")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 
@@ -284,6 +284,7 @@ def _draw_searches(searches: Sequence[SearchEpoch], path: Path) -> None:
     panels[1].set_xlabel("candidate, in order")
     panels[1].set_ylabel("score")
     panels[2].set_xscale("log")
+    panels[2].xaxis.set_minor_formatter("")
     panels[2].set_xlabel("parameters of the candidate")
     panels[2].set_ylabel("score")
     _save(figure, path)
