@@ -83,7 +83,7 @@ def theirs(network: nn.Module, images: torch.Tensor) -> Partition:
     names = {module: name for name, module in network.named_modules()}
     coupled: dict[str, set[str]] = {}
     for name, module in network.named_modules():
-        if not isinstance(module, LAYERS):
+        if not isinstance(module, LAYERS) or module not in graph.module2node:  # a head of training alone, for instance
             continue
         prune = graph.get_pruner_of_module(module).prune_out_channels
         group = graph.get_pruning_group(module, prune, idxs=list(range(graph.get_out_channels(module))))

@@ -5,13 +5,15 @@ used by itself, brings new ones, and every other operation says how labels of it
 out are *groups* of interchangeable *units*, and for every dimension of every tensor in the state_dict the labels along
 it: all that widening, gating and compressing need to know of an architecture.
 
-torch-pruning's DependencyGraph answers a part of this. bench/coupling_comparison.py put both beside each other on 18
-architectures of torchvision and timm: of the 10 that both took, 9 gave the same coupled layers, and a RegNet differed
-in the two sides of a grouped convolution, which are one group of whole units here and separate there. torch-pruning
-stopped with an error in GoogLeNet, Inception-v3, ShuffleNet-v2, Swin, HaloNet and CoaT; this walk refused five
-networks that merging cannot take, by name. A walk of our own is used because merging needs what pruning does not:
-which operation is not understood, the order of channels through reshapes and concatenations, heads, and parameters
-used by themselves.
+torch-pruning's DependencyGraph answers a part of this. bench/coupling_comparison.py put both beside each other on 60
+architectures of torchvision and timm, each library with 90 s and 5 GiB for a network: of the 39 that both took, 31 gave
+the same coupled layers. Of the other 8, 5 differ in grouped convolutions whose two sides are one group of whole units
+here and separate there (a RegNet, CPUBone, DLA, an NFNet, FastViT); in DPN, torch-pruning also ties what is only
+concatenated; in EVA-02 it does not see a layer whose weight a function uses; FasterNet was not looked into.
+torch-pruning did not take 14: 5 errors, 5 out of time, 4 out of memory. This walk refused 12 by the name of a node or
+module; 7 of these torch-pruning took, as pruning needs no mean of several networks. A walk of our own is used because
+merging needs what pruning does not: which operation is not understood, the order of channels through reshapes and
+concatenations, heads, and parameters used by themselves.
 """
 
 from __future__ import annotations
