@@ -69,8 +69,8 @@ def summary(rows: Sequence[Row], searches: Sequence[SearchEpoch]) -> str:
         ),
         "Means over seeds, in brackets the lowest and highest where there are several. *head*: only a new head is "
         "trained; *all*: everything. *assembly by*: of 300 random assemblies the first, that of the most similar "
-        "joints, the largest; only stitches and head are trained. Stitches start from least squares but where they are "
-        "called random; their heads from random weights. " + _best_heads(rows),
+        "joints, the largest; only stitches and head are trained. Stitches start as the conditions say but where they "
+        "are called random; their heads from random weights. " + _best_heads(rows),
         "*fitted*: the head too starts from a convex problem, logistic regression on the images that the stitches are "
         "fitted on; chosen blocks keep the size of their features (straight-through factors); candidates are drawn of "
         "all sources and compared by accuracy, the policy's reward; AdamW's rates are the publication's 1e-3 and 1e-4. "

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class _Evaluated(NamedTuple):
-    """The assembly that the routers make of a partition: the way most images take, its factors, head and quality."""
+    """The assembly of a partition and a way through it: its blocks, their factors, its head and quality."""
 
     path: tuple[Block, ...]
     factors: tuple[float, ...]
