@@ -225,14 +225,14 @@ py::list saved_starts(const pyassemble::Copies& copies) {
     return starts;
 }
 
-std::size_t save_and_write(const pyassemble::Copies& copies, py::handle saved, py::list done) {
+std::size_t save_and_write(const pyassemble::Copies& copies, py::handle saved, py::list done, unsigned workers) {
     std::byte* place = to_pointer(saved);
     if (reinterpret_cast<std::uintptr_t>(place) % pyassemble::Copies::kAlignment != 0)
         throw py::value_error("the place of saving must start on a multiple of 64 bytes");
     std::size_t written = 0;
     {
         const py::gil_scoped_release release;
-        written = copies.save_and_write(place);
+        written = copies.save_and_write(place, workers);
     }
     if (written == copies.all().size()) done.append(true);
     return written;
@@ -359,10 +359,10 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly("saved_bytes", &pyassemble::Copies::saved_bytes, "Room that is needed to save what they overwrite.")
         .def_property_readonly("saved_starts", &saved_starts, "Where in that room what each overwrites is saved, in bytes from its start.")
         .def("disjoint", &pyassemble::Copies::disjoint, "Whether no two targets share memory, and no target shares any with a source.")
-        .def("save_and_write", &save_and_write, "saved"_a, "done"_a,
+        .def("save_and_write", &save_and_write, "saved"_a, "done"_a, "workers"_a,
              "Saves what each target region holds and writes the source region into it. Returns the position of a copy whose source holds a NaN "
              "or an infinity, with all targets as they were, or the number of copies; then it appends True to `done`: an interrupt may come "
-             "between this call and the caller's next step. Copies must be disjoint.");
+             "between this call and the caller's next step. Copies must be disjoint. The result does not depend on the number of workers.");
     m.def("first_nonfinite", &first_nonfinite, "addresses"_a, "counts"_a, "dtype"_a,
           "Index of the first array with a NaN or an infinity, or the number of arrays.");
 

@@ -1,9 +1,12 @@
 #include "copying.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
+
+#include "parallel.hpp"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -221,7 +224,7 @@ bool Copies::disjoint() const {
     });
 }
 
-std::size_t Copies::save_and_write(std::byte* saved) const {
+std::size_t Copies::save_and_write(std::byte* saved, unsigned workers) const {
     const auto is_whole = [](const Copy& copy) { return copy.crop.elements() == copy.crop.source_elements(); };
     for (std::size_t i = 0; i < copies_.size(); ++i) {
         const Copy& copy = copies_[i];
@@ -230,15 +233,32 @@ std::size_t Copies::save_and_write(std::byte* saved) const {
         const Numbers numbers{copy.source, static_cast<std::size_t>(copy.crop.source_elements())};
         if (first_nonfinite({&numbers, 1}, copy.format) == 0) return i;
     }
-    std::size_t done = 0;
-    for (bool found = false; done < copies_.size(); ++done) {
-        const Copy& copy = copies_[done];
-        found = with_test(copy.format, [&]<class Test>() { return pyassemble::save_and_write<Test>(copy, saved); });
-        if (found) break;
+    // Stretches of copies, shared out in order: all before one that was begun were begun too, so the first bad source that is
+    // found is the first there is, whatever the number of threads.
+    constexpr std::size_t kTurns = 16;  // of each thread, so that none waits long for the last
+    const std::size_t stretch_bytes = saved_bytes_ / (kTurns * std::max(workers, 1u));
+    std::vector<std::size_t> starts{0};
+    for (std::size_t i = 0, bytes = 0; i < copies_.size(); ++i) {
+        bytes += copies_[i].bytes();
+        if (bytes <= stretch_bytes && i + 1 < copies_.size()) continue;
+        starts.push_back(i + 1);
+        bytes = 0;
     }
-    finish_streams();
-    for (std::size_t i = done < copies_.size() ? done + 1 : 0; i-- > 0;) put_back(copies_[i], saved);
-    return done;
+    std::vector<std::size_t> done(starts.size() - 1);  // copies of each stretch that were made
+    std::atomic<std::size_t> bad{copies_.size()};
+    parallel_for(done.size(), workers, [&](std::size_t stretch, unsigned) {
+        for (std::size_t i = starts[stretch]; i < starts[stretch + 1] && i < bad.load(std::memory_order_relaxed); ++i, ++done[stretch]) {
+            const Copy& copy = copies_[i];
+            const bool found = with_test(copy.format, [&]<class Test>() { return pyassemble::save_and_write<Test>(copy, saved); });
+            if (!found) continue;
+            for (std::size_t known = bad.load(); i < known && !bad.compare_exchange_weak(known, i);) {}
+        }
+        finish_streams();
+    });
+    if (bad == copies_.size()) return bad;
+    for (std::size_t stretch = 0; stretch < done.size(); ++stretch)
+        for (std::size_t i = starts[stretch]; i < starts[stretch] + done[stretch]; ++i) put_back(copies_[i], saved);
+    return bad;
 }
 
 std::size_t first_nonfinite(std::span<const Numbers> arrays, Format format) {

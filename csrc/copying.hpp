@@ -90,8 +90,9 @@ public:
     //
     // Source arrays must be finite as wholes. Those that a copy reads as wholes are looked at while they are copied; if a
     // number turns out not to be finite, all targets are put back. Returns the position of a copy with such a source, or
-    // their number if all went well. Copies must be disjoint, and `saved` must lie apart from them, on a cache line.
-    std::size_t save_and_write(std::byte* saved) const;
+    // their number if all went well. Copies must be disjoint, and `saved` must lie apart from them, on a cache line. At most
+    // `workers` threads share the work; the result does not depend on their number.
+    std::size_t save_and_write(std::byte* saved, unsigned workers) const;
 
 private:
     std::vector<Copy> copies_;

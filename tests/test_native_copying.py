@@ -46,8 +46,8 @@ def copies_of(sources: list[npt.NDArray[Any]], targets: list[npt.NDArray[Any]], 
     )
 
 
-@given(st.lists(st.tuples(shapes(), st.sampled_from(sorted(KINDS))), min_size=1, max_size=4))
-def test_save_and_write_is_what_slices_do(cases: list[tuple[Shapes, str]]) -> None:
+@given(st.lists(st.tuples(shapes(), st.sampled_from(sorted(KINDS))), min_size=1, max_size=4), st.integers(1, 3))
+def test_save_and_write_is_what_slices_do(cases: list[tuple[Shapes, str]], workers: int) -> None:
     # Numbers up to 2008, which float16 holds too.
     sources = [(np.arange(np.prod(s, dtype=int)) % 1000).astype(KINDS[kind]).reshape(s) for (s, _), kind in cases]
     targets = [
@@ -64,7 +64,7 @@ def test_save_and_write_is_what_slices_do(cases: list[tuple[Shapes, str]]) -> No
     assert copies.disjoint()
     saved = place_of_saving(copies.saved_bytes)
     done: list[bool] = []
-    assert copies.save_and_write(saved.ctypes.data, done) == len(cases)
+    assert copies.save_and_write(saved.ctypes.data, done, workers) == len(cases)
     assert done == [True]
     for target, other in zip(targets, expected, strict=True):
         assert np.array_equal(target, other)
@@ -78,9 +78,10 @@ def test_save_and_write_is_what_slices_do(cases: list[tuple[Shapes, str]]) -> No
     where=st.tuples(st.integers(0, 4), st.integers(0, 10**6)),
     bad=st.sampled_from([float("nan"), float("inf"), -float("inf")]),
     kind=st.sampled_from(["float16", "float32", "float64"]),
+    workers=st.integers(1, 3),
 )
 def test_a_number_that_is_not_finite_leaves_every_target_as_it_was(
-    cases: list[Shapes], where: tuple[int, int], bad: float, kind: str
+    cases: list[Shapes], where: tuple[int, int], bad: float, kind: str, workers: int
 ) -> None:
     sources = [np.ones(s, KINDS[kind]) for s, _ in cases]
     targets = [np.full(t, 5, KINDS[kind]) for _, t in cases]
@@ -90,7 +91,7 @@ def test_a_number_that_is_not_finite_leaves_every_target_as_it_was(
     copies = copies_of(sources, targets, [kind] * len(cases))
     saved = place_of_saving(copies.saved_bytes)
     done: list[bool] = []
-    assert copies.save_and_write(saved.ctypes.data, done) == index
+    assert copies.save_and_write(saved.ctypes.data, done, workers) == index
     assert done == []
     assert all((target == 5).all() for target in targets)
 
@@ -98,7 +99,7 @@ def test_a_number_that_is_not_finite_leaves_every_target_as_it_was(
 def test_integers_have_no_numbers_that_are_not_finite() -> None:
     source, target = np.full(100, -1), np.zeros(100, np.int64)
     copies = copies_of([source], [target], ["int64"])
-    assert copies.save_and_write(place_of_saving(copies.saved_bytes).ctypes.data, []) == 1
+    assert copies.save_and_write(place_of_saving(copies.saved_bytes).ctypes.data, [], 1) == 1
     assert (target == -1).all()
 
 
@@ -139,7 +140,7 @@ def test_bad_columns_are_refused(arguments: tuple[Any, ...], error: type[Excepti
 
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 64"):
-        native.Copies([], [], [], [], []).save_and_write(8, [])
+        native.Copies([], [], [], [], []).save_and_write(8, [], 1)
     with pytest.raises(ValueError, match="equally long"):
         native.first_nonfinite([1], [], "float32")
     with pytest.raises(ValueError, match="dtype must be"):

@@ -146,7 +146,7 @@ bool check_copies(Random& random) {
     }
     Place place(copies.saved_bytes());
     if (!copies.disjoint()) return false;
-    const std::size_t written = copies.save_and_write(place.start);
+    const std::size_t written = copies.save_and_write(place.start, static_cast<unsigned>(pick(random, 1, 3)));
     const bool good = std::ranges::all_of(arrays, &Array::good);
     if (good != (written == arrays.size()) || (!good && arrays[written].good)) return false;
     for (std::size_t i = 0; i < arrays.size(); ++i) {
