@@ -200,9 +200,10 @@ class ModuleTensors:
         names: list[str] = []
         for prefix, module in modules_once(self.network):
             held: Mapping[str, torch.Tensor | None] = module._parameters
-            if isinstance(module, parametrize.ParametrizationList):
+            has_buffers, has_parametrized = bool(module._buffers), "parametrizations" in module._modules
+            if not (held or has_buffers or has_parametrized) or isinstance(module, parametrize.ParametrizationList):
                 continue
-            if module._buffers:
+            if has_buffers:
                 held = {**held, **_statistics(module)}
             for role, tensor in held.items():
                 if tensor is None:
@@ -213,7 +214,7 @@ class ModuleTensors:
                     tensors.append(tensor)
                     if key not in written:
                         names.append(prefix + role)
-            if "parametrizations" in module._modules and parametrize.is_parametrized(module):
+            if has_parametrized and parametrize.is_parametrized(module):
                 parametrizations = module.parametrizations
                 assert isinstance(parametrizations, nn.ModuleDict)
                 for role in parametrizations:
