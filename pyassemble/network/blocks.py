@@ -101,14 +101,16 @@ def _leaf(module: nn.Module, name: str, known: Traits, leaves: Leaves) -> int:
     base, counts, refusal = known
     if refusal:
         refuse(module, name)
-    shape: tuple[int, ...] | None = ()
+    shape: tuple[int, ...] = ()
     if base is not None:
         # Most layers hold their weight themselves: read here, a sequence is made a tenth faster.
         weight = module._parameters.get("weight")
-        shape = weight_shape(module) if weight is None else tuple(weight.shape)
+        found = weight_shape(module) if weight is None else tuple(weight.shape)
         # A weight without elements is none: its score would be 0 / 0.
-        if shape is None or 0 in shape:
-            base, shape = None, ()
+        if found is None or 0 in found:
+            base = None
+        else:
+            shape = found
     leaves.names.append(leaves.first_names.setdefault(module, name))
     leaves.kinds.append(base)
     leaves.shapes.append(shape)
