@@ -44,7 +44,10 @@ class UnsupportedOperationError(PyAssembleError, TypeError):
 
 
 class MismatchError(PyAssembleError, ValueError):
-    """Networks that were to be of one architecture and are not; the message names the first difference."""
+    """Networks that were to be of one architecture, or data of the same classes, and are not.
+
+    The message names the first difference.
+    """
 
 
 class TensorError(PyAssembleError, ValueError):

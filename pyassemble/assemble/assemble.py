@@ -137,12 +137,14 @@ def halves(
         Training half, validation half.
 
     Raises:
-        PyAssembleError: As :meth:`Data.of` raises.
+        PyAssembleError: As :meth:`Data.of` and :meth:`Data.check_classes` raise.
     """
     data = Data.of(train, "train", batch_size=batch_size)
     if validation is None:
         return data.halves(derived_generator(seed, "halves"))
-    return data, Data.of(validation, "validation", batch_size=batch_size)
+    held_out = Data.of(validation, "validation", batch_size=batch_size)
+    data.check_classes(held_out)
+    return data, held_out
 
 
 def _check(num_classes: int, blocks: int, epochs: int, select: str, seed: int) -> None:

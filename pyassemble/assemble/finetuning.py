@@ -86,6 +86,8 @@ def finetune(
     accelerator = make_accelerator(device, mixed_precision=mixed_precision)
     data = Data.of(train, "train", batch_size=batch_size)
     held_out = None if validation is None else Data.of(validation, "validation", batch_size=batch_size)
+    if held_out is not None:
+        data.check_classes(held_out)
     classes = assembly.recipe.num_classes
     entries: list[dict[str, Any]] = []
     with _training(assembly, mode), progress_bar(epochs * data.steps(accelerator), progress) as advance:

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 from torch.utils.data import TensorDataset as _Tensors
 
-from pyassemble.errors import ArgumentTypeError, OutOfRangeError, TensorError
+from pyassemble.errors import ArgumentTypeError, MismatchError, OutOfRangeError, TensorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,6 +113,28 @@ class Data:
             replace(self, dataset=Subset(self.dataset, order[:middle])),
             replace(self, name=f"half of {self.name}", dataset=Subset(self.dataset, order[middle:])),
         )
+
+    def check_classes(self, other: Data) -> None:
+        """Refuse data whose labels name other classes than these, where both datasets name theirs (``classes``).
+
+        Two image folders of which one lacks a class have labels that look alike and mean different things.
+
+        Raises:
+            MismatchError: They do; the message names what only one of them has, or the first that stands elsewhere.
+        """
+        mine, theirs = _class_names(self.dataset), _class_names(other.dataset)
+        if mine is None or theirs is None or mine == theirs:
+            return
+        for one, names, without in ((self, mine, theirs), (other, theirs, mine)):
+            lacking = [name for name in names if name not in without]
+            if lacking:
+                rest = other if one is self else self
+                raise MismatchError(
+                    f"{one.name} has {len(names)} classes and {rest.name} {len(without)}; only {one.name} has "
+                    f"{', '.join(lacking[:5])}{', …' if len(lacking) > 5 else ''}"
+                )
+        at = next(i for i, names in enumerate(zip(mine, theirs, strict=False)) if names[0] != names[1])
+        raise MismatchError(f"label {at} is {mine[at]} in {self.name} and {theirs[at]} in {other.name}")
 
     def first(self, count: int) -> Data:
         """The first ``count`` images, all if there are fewer."""
@@ -246,3 +268,11 @@ def _checked(batch: Any, name: str, num_classes: int) -> tuple[Tensor, Tensor]:
             f"{num_classes - 1}, for num_classes={num_classes}"
         )
     return images, labels.long()
+
+
+def _class_names(dataset: Any) -> list[str] | None:
+    """Names of the classes in the order of their labels, as torchvision's datasets give them; None without any."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    return [str(name) for name in names] if isinstance(names, list | tuple) else None

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from pyassemble.errors import ArgumentTypeError, OutOfRangeError, PyAssembleError, TensorError
+from pyassemble.errors import ArgumentTypeError, MismatchError, OutOfRangeError, PyAssembleError, TensorError
 from pyassemble.training.data import Data
 
 CPU = torch.device("cpu")
@@ -110,3 +110,36 @@ def test_too_few() -> None:
         Data.of(tensors(1), "train").halves(torch.Generator())
     with pytest.raises(OutOfRangeError, match="batch_size 0"):
         Data.of(tensors(1), "train", batch_size=0)
+
+
+class _Named(TensorDataset):
+    """Two images, and names for what their labels mean."""
+
+    def __init__(self, *classes: str) -> None:
+        super().__init__(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))
+        self.classes = list(classes)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "words"),
+    [
+        (_Named("cat", "dog", "owl"), _Named("cat", "owl"), "train has 3 classes and validation 2; only train has dog"),
+        (_Named("cat", "owl"), _Named("ant", "cat"), "only train has owl"),
+        (_Named("cat"), Subset(_Named("cat", "dog"), [0]), "only validation has dog"),
+        (_Named("cat", "owl"), _Named("owl", "cat"), "label 0 is cat in train and owl in validation"),
+    ],
+)
+def test_other_classes_are_refused(train: Any, validation: Any, words: str) -> None:
+    with pytest.raises(MismatchError, match=words):
+        Data.of(train, "train").check_classes(Data.of(validation, "validation"))
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        (_Named("cat", "owl"), DataLoader(Subset(_Named("cat", "owl"), [1]))),
+        (_Named("cat", "owl"), (torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))),
+    ],
+)
+def test_the_same_classes_or_none_named_are_taken(train: Any, validation: Any) -> None:
+    Data.of(train, "train").check_classes(Data.of(validation, "validation"))
