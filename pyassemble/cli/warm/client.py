@@ -14,6 +14,8 @@ from pyassemble.cli.warm.place import folder, is_private, socket_path
 if TYPE_CHECKING:
     import socket
 
+    from pyassemble.cli.warm.request import Request
+
 #: Set to 0, no command asks for a warm process.
 VARIABLE = "PYASSEMBLE_WARM"
 
@@ -35,9 +37,12 @@ def hand_over() -> None:
     connection = connect()
     if connection is None:
         return
+    from pyassemble.cli.warm.request import of_this_process
+
+    request = of_this_process()
     try:
-        if offer(connection) is None:
-            connection.send(GO)
+        if offer(connection, request) is None:
+            _go(connection, request)
             _attend(connection)
     except OSError:  # too slow, or gone: it runs nothing that it was not told to
         pass
@@ -72,8 +77,8 @@ def peer(connection: socket.socket) -> tuple[int, int]:
     return process, user
 
 
-def offer(connection: socket.socket) -> str | None:
-    """Shows this process's command; nothing is run yet.
+def offer(connection: socket.socket, request: Request) -> str | None:
+    """Shows a command; nothing is run yet.
 
     Returns:
         None if it will be run as soon as it is told to, else what stands against it.
@@ -84,25 +89,32 @@ def offer(connection: socket.socket) -> str | None:
     import json
     import socket
 
-    from pyassemble.cli.warm.request import of_this_process
-
-    request = of_this_process()
     if len(request["descriptors"]) > MOST_DESCRIPTORS:
         return f"{len(request['descriptors'])} files are open"
     # In a file of its own: an environment may be larger than a message.
     content = os.memfd_create("request")
-    folder = os.open(".", os.O_PATH | os.O_DIRECTORY)
-    try:
-        with open(content, "w", encoding="ascii", closefd=False) as file:
-            json.dump(request, file)
-        socket.send_fds(connection, [b"command"], [content, folder, *request["descriptors"]])
-    finally:
-        os.close(content)
-        os.close(folder)
+    with open(content, "w", encoding="ascii") as file:
+        json.dump(request, file)
+        file.flush()
+        socket.send_fds(connection, [b"command"], [content])
     answer = connection.recv(4096)
     if not answer:
         raise ConnectionResetError("no answer")
     return None if answer == READY else answer.decode()
+
+
+def _go(connection: socket.socket, request: Request) -> None:
+    """Has the command run, with this process's folder and files.
+
+    They are not sent before: as long as they wait for a process that does not answer, a pipe among them has no end.
+    """
+    import socket
+
+    folder = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        socket.send_fds(connection, [GO], [folder, *request["descriptors"]])
+    finally:
+        os.close(folder)
 
 
 def _attend(connection: socket.socket) -> NoReturn:

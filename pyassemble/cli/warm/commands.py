@@ -16,7 +16,7 @@ from pyassemble.cli.console import print_line, working
 from pyassemble.cli.program import app
 from pyassemble.cli.warm.client import connect, offer, peer
 from pyassemble.cli.warm.place import folder, is_private, socket_path
-from pyassemble.cli.warm.request import inherited
+from pyassemble.cli.warm.request import inherited, of_this_process
 from pyassemble.errors import PyAssembleError
 
 warm = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,7 +81,7 @@ def status() -> None:
     since = time.strftime("%H:%M", time.localtime(os.stat(socket_path()).st_mtime))
     print_line(console, f"process {process}, listening since {since} at {socket_path()}")
     try:
-        refusal = offer(connection)
+        refusal = offer(connection, of_this_process())
     except OSError:
         refusal = "it does not answer"
     if refusal is not None:

@@ -28,11 +28,10 @@ def keep(connection: socket.socket, preloaded: Preloaded) -> bool:
         False if nothing may run here any more, as loaded files have changed.
     """
     connection.settimeout(PATIENCE)
-    _, received, flags, _ = socket.recv_fds(connection, 16, MOST_DESCRIPTORS + 2)
-    if len(received) < 2 or flags & socket.MSG_CTRUNC:
+    _, received, _, _ = socket.recv_fds(connection, 16, 1)
+    if not received:
         return True
-    content, folder, *descriptors = received
-    with open(content, "rb") as file:
+    with open(received[0], "rb") as file:
         file.seek(0)
         request: Request = json.load(file)
     if changed := preloaded.changed():
@@ -42,13 +41,15 @@ def keep(connection: socket.socket, preloaded: Preloaded) -> bool:
         connection.send(refusal.encode())
         return True
     connection.send(READY)
-    if connection.recv(16) == GO:
+    message, received, flags, _ = socket.recv_fds(connection, 16, MOST_DESCRIPTORS + 1)
+    if message == GO and len(received) == 1 + len(request["descriptors"]) and not flags & socket.MSG_CTRUNC:
+        folder, *descriptors = received
         connection.settimeout(None)
         worker = fork()
         if worker == 0:
             connection.close()
             os.setpgid(0, 0)
-            become(request, folder, descriptors)
+            become(request, folder, descriptors, preloaded.set)
             run()
         for descriptor in (folder, *descriptors):  # a pipe ends when the command closes it, not when this process ends
             os.close(descriptor)

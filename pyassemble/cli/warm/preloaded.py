@@ -39,7 +39,8 @@ class Preloaded:
 
     Attributes:
         environment: Variables when the process started.
-        read: Names of those that Python code has read since.
+        read: Names of those that Python code has read since, or set.
+        set: Variables that libraries have set since; None for those they removed.
         circumstances: See :func:`~pyassemble.cli.warm.request.circumstances`.
         files: Modification time (ns) and size of all that was loaded.
         packages: Names of modules outside of packages, and of outermost packages.
@@ -48,6 +49,7 @@ class Preloaded:
 
     environment: Mapping[str, str]
     read: frozenset[str]
+    set: Mapping[str, str | None]
     circumstances: Mapping[str, object]
     files: Mapping[str, tuple[int, int] | None]
     packages: frozenset[str]
@@ -108,6 +110,8 @@ def preload(*, besides: int) -> Preloaded:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 app(["zoo", "nearest", "timm:resnet18"], standalone_mode=False)
                 app(["similarity", "timm:resnet18", "timm:resnet34"], standalone_mode=False)
+    names = {*environment, *os.environ}
+    changed = {name: os.environ.get(name) for name in names if environment.get(name) != os.environ.get(name)}
     modules = list(sys.modules.items())
     paths = {file for _, module in modules if isinstance(file := getattr(module, "__file__", None), str)}
     # What is there now stays: collections in the forks need not look through it, which would copy its memory.
@@ -115,7 +119,8 @@ def preload(*, besides: int) -> Preloaded:
     gc.freeze()
     return Preloaded(
         environment,
-        frozenset(read - _READ_LATE),
+        frozenset(read - _READ_LATE | changed.keys()),
+        changed,
         found,
         {path: _stamp(path) for path in sorted({*paths, str(shipped_index())})},
         frozenset(name.partition(".")[0] for name, _ in modules) - {"__main__"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import fcntl
 import importlib
 import importlib.util
@@ -13,19 +14,24 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyassemble.cli.warm.request import Request
 
+_PR_SET_PDEATHSIG = 1
 _STREAMS = ("stdin", "stdout", "stderr")
 
 
-def become(request: Request, folder: int, descriptors: list[int]) -> None:
+def become(request: Request, folder: int, descriptors: list[int], variables: Mapping[str, str | None]) -> None:
     """Takes over a client's files, folder, environment and the rest.
 
     Args:
         request: What it said of itself.
         folder: Its working directory, open.
         descriptors: Its open files, in the order of the numbers in the request.
+        variables: What libraries that are imported here set in the environment; None for what they remove.
     """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody could end it without the keeper
     os.fchdir(folder)
     os.close(folder)
     os.umask(request["umask"])
@@ -33,6 +39,11 @@ def become(request: Request, folder: int, descriptors: list[int]) -> None:
     _take_signals(request["ignored"], request["blocked"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     sys.argv[:] = request["argv"]
     sys.path[:] = request["path"]
     sys.executable = request["executable"]
