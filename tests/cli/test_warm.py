@@ -160,7 +160,7 @@ class TestSameAsWithout:
             results.append((code, facts, table, (shell.folder / "ranking.json").read_bytes()))
         assert results[0] == results[1]
         code, facts, table, _ = results[0]
-        assert (code, facts["stdin"], table[-1][:10]) == (0, "some\ntext", "10 of 1371")
+        assert (code, facts["stdin"], table[-1][:6]) == (0, "some\ntext", "10 of ")
 
     @pytest.mark.parametrize(
         ("code", "arguments"),
@@ -416,16 +416,15 @@ class TestForeignSockets:
 
 @pytest.mark.slow
 def test_foreground(cold: Shell) -> None:
-    process = cold.start("warm", "start")
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith(f"listening, process {process.pid};")
-    assert server(cold) == process.pid
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    with cold.start("warm", "start") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"listening, process {process.pid};")
+        assert server(cold) == process.pid
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
     assert not list(cold.runtime.glob("pyassemble/*.socket"))
-    started = time.monotonic()
-    assert cold.run("warm", "start", "--idle", "0.01")[0] == 0
-    assert time.monotonic() - started < 60
+    code, output, errors = cold.run("warm", "start", "--idle", "0.01")  # which then ends by itself
+    assert (code, output[:9], errors) == (0, "listening", "")
 
 
 def nothing(**changes: object) -> Preloaded:
