@@ -39,12 +39,12 @@ def hand_over() -> None:
         return
     from pyassemble.cli.warm.request import of_this_process
 
-    request = of_this_process()
     try:
+        request = of_this_process()
         if offer(connection, request) is None:
             _go(connection, request)
             _attend(connection)
-    except OSError:  # too slow, or gone: it runs nothing that it was not told to
+    except OSError:  # too slow, or gone: what it was not told to run it does not
         pass
     connection.close()
 

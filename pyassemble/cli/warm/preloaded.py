@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _READ_BY_LIBRARIES = (
     *("LD_", "GLIBC_", "MALLOC_", "LC_", "LANG", "TZ", "PYTHON", "PYASSEMBLE_"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "DNNL_", "ONEDNN_", "ATEN_", "TORCH", "PYTORCH_"),
-    *("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "HSA_", "TRITON_", "NUMBA_", "MPL", "XDG_"),
+    *("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "HSA_", "TRITON_", "NUMBA_"),
 )
 
 #: Variables that are read anew for each console.
@@ -66,7 +66,10 @@ class Preloaded:
                 return f"not the same: {name}"
         if taken := self.descriptors.intersection(request["descriptors"]):
             return f"file descriptor {min(taken)} is in use"
-        if hidden := self._hidden_by(request["path"][0]):
+        first = request["path"][0]
+        if not os.path.isabs(first):  # python -c: the current folder, whichever it becomes
+            return "not the same: Python's path"
+        if hidden := self._hidden_by(first):
             return f"{hidden} takes the place of an installed module"
         return None
 
@@ -77,7 +80,7 @@ class Preloaded:
     def _hidden_by(self, folder: str) -> str | None:
         """A file in the first folder of Python's path that a fresh process would have imported instead of a library."""
         try:
-            names = os.listdir(folder or ".")
+            names = os.listdir(folder)
         except OSError:
             return None
         for name in names:

@@ -45,7 +45,7 @@ def of_this_process() -> Request:
     spec = getattr(main, "__spec__", None)
     return {
         "argv": sys.argv,
-        "main": [getattr(main, "__file__", None), main.__package__, spec.name if spec else None],
+        "main": [getattr(main, "__file__", None), getattr(main, "__package__", None), spec.name if spec else None],
         "executable": sys.executable,
         "path": sys.path,
         "environment": dict(os.environ),
