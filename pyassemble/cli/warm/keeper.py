@@ -11,7 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 from pyassemble.cli.warm.client import GO, MOST_DESCRIPTORS, PATIENCE, READY
-from pyassemble.cli.warm.worker import become, run
+from pyassemble.cli.warm.worker import run
 
 if TYPE_CHECKING:
     from pyassemble.cli.warm.preloaded import Preloaded
@@ -49,8 +49,7 @@ def keep(connection: socket.socket, preloaded: Preloaded) -> bool:
         if worker == 0:
             connection.close()
             os.setpgid(0, 0)
-            become(request, folder, descriptors, preloaded.set)
-            run()
+            run(request, folder, descriptors, preloaded.variables)
         for descriptor in (folder, *descriptors):  # a pipe ends when the command closes it, not when this process ends
             os.close(descriptor)
         _attend(connection, worker)

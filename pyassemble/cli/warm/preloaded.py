@@ -40,7 +40,7 @@ class Preloaded:
     Attributes:
         environment: Variables when the process started.
         read: Names of those that Python code has read since, or set.
-        set: Variables that libraries have set since; None for those they removed.
+        variables: Those that libraries have set since; None for those they removed.
         circumstances: See :func:`~pyassemble.cli.warm.request.circumstances`.
         files: Modification time (ns) and size of all that was loaded.
         packages: Names of modules outside of packages, and of outermost packages.
@@ -49,7 +49,7 @@ class Preloaded:
 
     environment: Mapping[str, str]
     read: frozenset[str]
-    set: Mapping[str, str | None]
+    variables: Mapping[str, str | None]
     circumstances: Mapping[str, object]
     files: Mapping[str, tuple[int, int] | None]
     packages: frozenset[str]

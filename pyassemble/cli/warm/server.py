@@ -64,10 +64,17 @@ def main() -> None:
 
 def serve(listener: socket.socket, lock: IO[str], preloaded: Preloaded, idle: float) -> None:
     """Answers clients until none has come, and no command has run, for so many seconds."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        _serve(listener, lock, preloaded, idle)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _serve(listener: socket.socket, lock: IO[str], preloaded: Preloaded, idle: float) -> None:
     listener.settimeout(min(idle, _TICK))
     keepers: set[int] = set()
     since = time.monotonic()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     while keepers or time.monotonic() - since < idle:
         with contextlib.suppress(TimeoutError):
             with _interruptible():

@@ -22,15 +22,33 @@ _PR_SET_PDEATHSIG = 1
 _STREAMS = ("stdin", "stdout", "stderr")
 
 
-def become(request: Request, folder: int, descriptors: list[int], variables: Mapping[str, str | None]) -> None:
-    """Takes over a client's files, folder, environment and the rest.
+def run(request: Request, folder: int, descriptors: list[int], variables: Mapping[str, str | None]) -> NoReturn:
+    """Runs the program as the client's, and ends with all that Python does at its end but taking down its modules.
+
+    That would take half a second, and copy all of the warm process's memory.
 
     Args:
-        request: What it said of itself.
+        request: What the client said of itself.
         folder: Its working directory, open.
         descriptors: Its open files, in the order of the numbers in the request.
         variables: What libraries that are imported here set in the environment; None for what they remove.
     """
+    code = 1
+    try:
+        _become(request, folder, descriptors, variables)
+        code = _exit_code()
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except OSError:  # whoever read the output has left
+        code = 120
+    finally:
+        os._exit(code)
+
+
+def _become(request: Request, folder: int, descriptors: list[int], variables: Mapping[str, str | None]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody could end it without the keeper
     os.fchdir(folder)
     os.close(folder)
@@ -52,34 +70,21 @@ def become(request: Request, folder: int, descriptors: list[int], variables: Map
     _draw_seeds()
 
 
-def run() -> NoReturn:
-    """Runs the program, and ends the process with all that Python does at its end but taking down its modules.
-
-    That would take half a second, and copy all of the warm process's memory.
-    """
+def _exit_code() -> int:
+    """What Python makes of how the program ends."""
     from pyassemble.cli.commands import app
 
-    code = 1
     try:
         app()
-        code = 0
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
-            code = (end.code or 0) & 0xFF
-        else:
-            print(end.code, file=sys.stderr)
+            return (end.code or 0) & 0xFF
+        print(end.code, file=sys.stderr)
+        return 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-    except OSError:  # whoever read the output has left
-        code = 120
-    finally:
-        os._exit(code)
+        return 1
+    return 0
 
 
 def _take_files(numbers: list[int], received: list[int]) -> None:
