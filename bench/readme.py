@@ -64,7 +64,7 @@ GROWTH = re.compile(
 
 
 def zoo_benchmarks() -> str:
-    """The zoo of timm; then how time and memory grow with the number of networks."""
+    """The zoo of timm; how time and memory grow with the number of networks; a command at the shell."""
     rows = saved("zoo")
     found = [(GROWTH.fullmatch(row["what"]), row) for row in rows]
     parts = [benchmarks([row for match, row in found if match is None])]
@@ -83,6 +83,8 @@ def zoo_benchmarks() -> str:
             lines.append(f"| {' | '.join((size, blocks, what, *cells))} |")
         parts += ["\n".join(lines), growth_law(grown)]
     parts.append(conditions(rows, "bench/test_zoo.py", "zoo"))
+    if shell := saved("shell"):
+        parts += [benchmarks(shell), conditions(shell, "bench/test_shell.py", "shell")]
     return "\n\n".join(parts)
 
 

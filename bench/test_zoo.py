@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,24 +90,6 @@ def test_nearest(request: pytest.FixtureRequest, benchmark: Any, record: Any, zo
     record(f"{asked}: slowest", max(times), "s")
     record(f"{asked}: above 50 ms", 100 * sum(t > 0.05 for t in times) / len(times), "%")
     benchmark(zoo.nearest, query)
-
-
-def test_at_the_shell(request: pytest.FixtureRequest, record: Any, tmp_path: Path) -> None:
-    (tmp_path / "my_model.py").write_text(
-        "from torch import nn\n\n\ndef Net():\n    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))\n"
-    )
-    commands = {
-        "ours": [sys.executable, "-m", "pyassemble", "zoo", "nearest", "my_model.py:Net", "--k", "10"],
-        "torch": [sys.executable, "-c", "import torch"],
-    }
-    taken: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(1 if is_smoke_run(request.config) else 7):
-        for name, command in commands.items():
-            work = partial(subprocess.run, command, check=True, capture_output=True, cwd=tmp_path)
-            taken[name].append(seconds(work))
-    ours, floor = (statistics.median(times) for times in taken.values())
-    record("pyassemble zoo nearest my_model.py:Net --k 10, at the shell, files cached", ours, "s")
-    record('of it, what python -c "import torch" takes', floor, "s")
 
 
 @pytest.mark.benchmark(group="index of timm")

@@ -1,22 +1,24 @@
 """The command line: a command reads, validates, calls one public function and prints."""
 
-# Importing a command's module adds it to the program, in the order in which the help lists them.
-from pyassemble.cli import quickstart, similarity, transfer, zoo, merge, assemble, score, report  # isort: skip
-from pyassemble.cli.options import Matching, Method, Standardization
-from pyassemble.cli.program import app, main
+from typing import Any
 
-__all__ = [
-    "Matching",
-    "Method",
-    "Standardization",
-    "app",
-    "assemble",
-    "main",
-    "merge",
-    "quickstart",
-    "report",
-    "score",
-    "similarity",
-    "transfer",
-    "zoo",
-]
+# Nothing more: a command that a warm process runs needs none of the libraries that the program is made with.
+from pyassemble.cli.warm.client import hand_over
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point of the ``pyassemble`` command."""
+    hand_over()
+    from pyassemble.cli.commands import app
+
+    app()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pyassemble.cli.commands import app
+
+    return app

@@ -45,11 +45,6 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
-    """Entry point of the ``pyassemble`` command."""
-    app()
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         from pyassemble import __version__

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pyassemble
-from pyassemble import cli
+from pyassemble.cli import options
 from pyassemble.errors import StandardizationWarning
 from pyassemble.network.sources import load_network
 from pyassemble.network.standardize import STANDARDIZATIONS
@@ -32,9 +32,9 @@ class TestProgram:
         assert work.good("--version") == f"pyassemble {pyassemble.__version__}\n"
 
     def test_choices_are_those_of_the_library(self) -> None:
-        assert tuple(cli.Standardization) == tuple(STANDARDIZATIONS)
-        assert tuple(cli.Matching) == tuple(MATCHINGS)
-        assert tuple(cli.Method) == tuple(METHODS)
+        assert tuple(options.Standardization) == tuple(STANDARDIZATIONS)
+        assert tuple(options.Matching) == tuple(MATCHINGS)
+        assert tuple(options.Method) == tuple(METHODS)
 
     @pytest.mark.parametrize("arguments", [["similarity", "x"], ["no"], ["similarity", "a", "b", "--matching", "x"]])
     def test_usage_errors(self, work: Work, arguments: list[str]) -> None:

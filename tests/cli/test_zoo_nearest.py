@@ -144,6 +144,7 @@ class TestShippedZoo:
 
     def test_another_version_of_timm(self, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pyassemble.zoo.shipped._version", lambda: "0.0.1")
+        monkeypatch.setattr("pyassemble.cli.zoo.group.shipped", shipped_zoo)  # not as loaded before
         assert shipped_zoo() is None
         built = pa.Zoo()
         built.add("mine", load_network(work.large))

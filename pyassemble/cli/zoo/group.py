@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,11 +35,10 @@ Workers = Annotated[int, typer.Option(help="How many work at once; -1 for one pe
 def open_zoo(index: Path | None) -> Zoo:
     """The zoo of an index file, or that of timm, which is built only where the shipped index is of another version."""
     from pyassemble.zoo import Zoo
-    from pyassemble.zoo.shipped import shipped_zoo
 
     if index is not None:
         return Zoo.load(index)
-    found = shipped_zoo()
+    found = shipped()
     if found is not None:
         return found
     say(
@@ -48,6 +48,14 @@ def open_zoo(index: Path | None) -> Zoo:
         "(pyassemble zoo build FILE.npz --timm '*' keeps them)",
     )
     return Zoo.timm(progress=shows_progress())
+
+
+@cache
+def shipped() -> Zoo | None:
+    """The index of timm in this package, loaded once per process; not to be added to."""
+    from pyassemble.zoo.shipped import shipped_zoo
+
+    return shipped_zoo()
 
 
 def check_workers(workers: int) -> None:
