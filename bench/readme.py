@@ -1,4 +1,4 @@
-"""Write the README's tables of figures from the files under bench/results.
+"""Write the README's tables of figures, and all of docs/results.md, from the files under bench/results.
 
 python bench/readme.py
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "results.md"
 
 
 SAVE = "--benchmark-enable --save-results"
@@ -145,7 +146,7 @@ def parts_of_file(name: str) -> dict[str, str]:
     return {"": first.partition("\n")[2].strip()} | {heading.strip(): text.strip() for heading, _, text in cut}
 
 
-def experiment(name: str, command: str, pictures: dict[str, str], shown: list[str]) -> str:
+def experiment(name: str, command: str, pictures: dict[str, str], shown: list[str], *, up: str = "../") -> str:
     """How an experiment is run, where its figures are, its pictures, and parts of its summary.
 
     Args:
@@ -153,48 +154,80 @@ def experiment(name: str, command: str, pictures: dict[str, str], shown: list[st
         command: Arguments of python.
         pictures: File names to what they show.
         shown: Texts that follow.
+        up: From the page to the project's folder.
     """
-    link = f"bench/results/{name}"
+    link = f"{up}bench/results/{name}"
     lines = [f"`python {command}`; all figures and conditions: [summary.md]({link}/summary.md)."]
     lines += [f"![{what}]({link}/{file})" for file, what in pictures.items()]
     return "\n\n".join(lines + shown)
 
 
-def transfer_results() -> str:
+TRANSFER = "bench/experiments/transfer_cifar10.py"
+TRANSFER_PICTURE = {"plot.png": "test accuracy by epoch, and effectiveness by similarity"}
+RANKING = "bench/experiments/source_ranking.py"
+RANKING_PICTURE = {"plot.png": "gain by similarity and by size, and how well each score orders sources"}
+SINE_PICTURE = {"plot.png": "test losses of the strategies, and the curves they learned"}
+ASSEMBLE = "bench/experiments/assemble_cifar10.py"
+ASSEMBLE_PICTURE = {"accuracy_by_size.png": "test accuracy against trained parameters"}
+
+#: Rows of the table of assemblies that the README has.
+MAIN_METHODS = (
+    "resnet20_cifar, head",
+    "resnet20_cifar, all",
+    "fitted PA-DNN",
+    "fitted assembly by CKA",
+    "fitted assembly by random",
+    "PA-DNN",
+)
+
+
+def transfer_headline() -> str:
     """The experiment's plot, and the comparison with the published code."""
+    shown = [parts_of("transfer_cifar10")["One epoch, beside the published code"]]
+    return experiment("transfer_cifar10", TRANSFER, TRANSFER_PICTURE, shown, up="")
+
+
+def transfer_results() -> str:
+    """The same, and whether similarity predicts the gain."""
     parts = parts_of("transfer_cifar10")
     shown = [text for heading, text in parts.items() if heading and heading != "All pairs"]
-    return experiment(
-        "transfer_cifar10",
-        "bench/experiments/transfer_cifar10.py",
-        {"plot.png": "test accuracy by epoch, and effectiveness by similarity"},
-        shown,
-    )
+    return experiment("transfer_cifar10", TRANSFER, TRANSFER_PICTURE, shown)
+
+
+def ranking_verdicts() -> list[str]:
+    """A line for each group of candidates, and what is to be known of them."""
+    return parts_of("source_ranking")["Pooled within targets"].partition("\n\n|")[0].splitlines()
+
+
+def ranking_headline() -> str:
+    """The verdict for all candidates."""
+    return "\n".join(line for line in ranking_verdicts() if line.startswith("- all candidates"))
 
 
 def ranking_results() -> str:
     """The ranking experiment's picture and its verdicts."""
-    pooled = parts_of("source_ranking")["Pooled within targets"]
-    return experiment(
-        "source_ranking",
-        "bench/experiments/source_ranking.py",
-        {"plot.png": "gain by similarity and by size, and how well each score orders sources"},
-        [pooled.partition("\n\n|")[0]],
-    )
+    return experiment("source_ranking", RANKING, RANKING_PICTURE, ["\n".join(ranking_verdicts())])
+
+
+def merge_headline() -> str:
+    """The sine experiment, and what the gates cost."""
+    command = "bench/experiments/merge_sine.py"
+    lines = [experiment("merge_sine", command, SINE_PICTURE, [parts_of("merge_sine")[""]], up="")]
+    if rows := saved("merge"):
+        lines += ["What the gates cost:", step_costs(rows)]
+    return "\n\n".join(lines)
 
 
 def merge_results() -> str:
-    """The sine experiment, CIFAR-10, what a bound of memory costs, and what the gates do."""
+    """The sine experiment in both orders, CIFAR-10, and what a bound of memory costs."""
     lines = []
     for name, heading in (
         ("merge_sine", "The publication's sine experiment, samples in one order as in its code"),
         ("merge_sine_shuffled", "The same, a new order of the samples for every epoch"),
     ):
         parts = list(parts_of(name).values())
-        option = " --shuffled" if name.endswith("shuffled") else ""
-        pictures = {} if option else {"plot.png": "test losses of the strategies, and the curves they learned"}
-        command = f"bench/experiments/merge_sine.py{option}"
-        lines += [f"### {heading}", experiment(name, command, pictures, [parts[0], parts[1]])]
+        command = f"bench/experiments/merge_sine.py{' --shuffled' if name.endswith('shuffled') else ''}"
+        lines += [f"### {heading}", experiment(name, command, SINE_PICTURE, [parts[0], parts[1]])]
     lines.append("### CIFAR-10, against what else the epochs could have been spent on")
     # The last one stops long before the networks are near their end: what then counts is to train on.
     for name, options in (
@@ -208,8 +241,6 @@ def merge_results() -> str:
     lines.append("### Within a bound of memory")
     command = "bench/experiments/merge_memory.py"
     lines.append(experiment("merge_memory", command, {}, [parts_of("merge_memory")[""]]))
-    if rows := saved("merge"):
-        lines += ["### What the gates cost", step_costs(rows)]
     return "\n\n".join(lines)
 
 
@@ -240,33 +271,38 @@ def score_variants() -> str:
     )
 
 
-def assemble_results() -> str:
-    """The publication's Table 1 on small networks, the score's correlation with accuracy, and the benchmarks."""
-    table = parts_of("assemble_cifar10")[""]
-    score = parts_of("score_correlation")[""].split("\n\n")
-    lines = [
-        "### On CIFAR-10, with a small budget",
-        experiment(
-            "assemble_cifar10",
-            "bench/experiments/assemble_cifar10.py",
-            {"accuracy_by_size.png": "test accuracy against trained parameters"},
-            [table],
-        ),
-        "### Does the score follow accuracy?",
-        experiment(
-            "score_correlation",
-            "bench/experiments/score_correlation.py",
-            {"plot.png": "score and parameter count against accuracy"},
-            [*score[:2], score_variants()],
-        ),
-    ]
+def assemble_headline() -> str:
+    """The main rows of the publication's Table 1, their conditions, and the benchmarks."""
+    table, *rest = parts_of("assemble_cifar10")[""].split("\n\n")
+    kept = [line for line in table.splitlines()[2:] if line.split("|")[1].strip() in MAIN_METHODS]
+    conditions_line = next(text for text in rest if text.startswith("Conditions"))
+    shown = ["\n".join([*table.splitlines()[:2], *kept]), conditions_line]
+    lines = [experiment("assemble_cifar10", ASSEMBLE, ASSEMBLE_PICTURE, shown, up="")]
     if rows := saved("assemble"):
         lines += [
-            "### What sharing and freezing save",
+            "What sharing and freezing save:",
             benchmarks(rows),
             conditions(rows, "bench/test_assemble.py", "assemble"),
         ]
     return "\n\n".join(lines)
+
+
+def assemble_results() -> str:
+    """The publication's Table 1 on small networks, and the score's correlation with accuracy."""
+    score = parts_of("score_correlation")[""].split("\n\n")
+    return "\n\n".join(
+        [
+            "### On CIFAR-10, with a small budget",
+            experiment("assemble_cifar10", ASSEMBLE, ASSEMBLE_PICTURE, [parts_of("assemble_cifar10")[""]]),
+            "### Does the score follow accuracy?",
+            experiment(
+                "score_correlation",
+                "bench/experiments/score_correlation.py",
+                {"plot.png": "score and parameter count against accuracy"},
+                [*score[:2], score_variants()],
+            ),
+        ]
+    )
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -276,24 +312,36 @@ def replaced(text: str, name: str, content: str) -> str:
     return f"{text[:start]}\n{content}\n\n{text[end:]}"
 
 
+#: What stands between the README's pairs of markers.
 PARTS = {
     "bench": transfer_benchmarks,
     "zoo": zoo_benchmarks,
-    "merge": merge_results,
-    "assemble": assemble_results,
+    "merge": merge_headline,
+    "assemble": assemble_headline,
     "kernels": kernels,
-    "transfer": transfer_results,
-    "ranking": ranking_results,
+    "transfer": transfer_headline,
+    "ranking": ranking_headline,
+}
+
+#: Sections of the page of results.
+SECTIONS = {
+    "Transfer: ResNets and small networks of timm on CIFAR-10": transfer_results,
+    "Zoo: which source first?": ranking_results,
+    "Merge": merge_results,
+    "Assemble": assemble_results,
 }
 
 
 def main() -> None:
-    """Rewrite README.md."""
+    """Rewrite README.md and the page of results."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, content in PARTS.items():
         text = replaced(text, name, content())
     readme.write_text(text, encoding="utf-8")
+    intro = "# Results on real data\n\nMade by `python bench/readme.py` from what lies under [bench/results](../bench/results)."
+    sections = [f"## {heading}\n\n{content()}" for heading, content in SECTIONS.items()]
+    PAGE.write_text("\n\n".join([intro, *sections]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
