@@ -339,9 +339,9 @@ def main() -> None:
     for name, content in PARTS.items():
         text = replaced(text, name, content())
     readme.write_text(text, encoding="utf-8")
-    intro = "# Results on real data\n\nMade by `python bench/readme.py` from what lies under [bench/results](../bench/results)."
+    intro = ["# Results on real data", "Made by `python bench/readme.py` from the files under bench/results."]
     sections = [f"## {heading}\n\n{content()}" for heading, content in SECTIONS.items()]
-    PAGE.write_text("\n\n".join([intro, *sections]) + "\n", encoding="utf-8")
+    PAGE.write_text("\n\n".join([*intro, *sections]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
