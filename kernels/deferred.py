@@ -85,6 +85,25 @@ def numba_jit(*, reassociate: bool = False, inline: bool = False) -> Callable[[C
     return lambda function: Deferred(function, "numba", decorate)
 
 
+def numba_region(function: Callable[..., Any]) -> Any:
+    """Compile with numba for callers outside of Python: called with a signature, it gives the machine code's address."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        numba = importlib.import_module("numba")
+
+        def compiled(signature: Any) -> int:
+            try:
+                code = numba.cfunc(signature, cache=True, error_model="numpy")(function)
+            except RuntimeError:  # as above
+                code = numba.cfunc(signature, error_model="numpy")(function)
+            address: int = code.address
+            return address
+
+        return compiled
+
+    return Deferred(function, "numba", decorate)
+
+
 def numba_overload(function: Callable[..., Any]) -> Any:
     """Give numba a function that chooses an implementation by the types of its arguments, and returns it."""
 
