@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pyassemble.kernels import parallel
-from pyassemble.kernels.deferred import numba_intrinsic, numba_region
+from pyassemble.kernels.deferred import numba_intrinsic, numba_jit, numba_region
 from pyassemble.kernels.memory import ELEMENTS
 
 if TYPE_CHECKING:
@@ -134,6 +134,12 @@ def count(context: Any, block: Any, number: Any) -> Any:
         return builder.atomic_rmw("add", _place(builder, *arguments, _int64()), _int64()(1), "monotonic")
 
     return types.int64(block, types.int64), emit
+
+
+@numba_jit(inline=True)
+def cut(block: Any, piece: Any) -> Any:
+    """First unit of a piece."""
+    return word(block, UNITS) * piece // word(block, PIECES)
 
 
 def _int64() -> Any:

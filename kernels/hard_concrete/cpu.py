@@ -14,7 +14,7 @@ from pyassemble.kernels.elementary import exp, log
 from pyassemble.kernels.halves import load, store
 from pyassemble.kernels.memory import ELEMENTS, elements
 from pyassemble.kernels.philox import numba_uniform, numba_words
-from pyassemble.kernels.regions import ARRIVED, FIRST, PIECES, TAKEN, UNITS, count, like, real, region, wide_like, word
+from pyassemble.kernels.regions import ARRIVED, FIRST, PIECES, TAKEN, count, cut, like, real, region, wide_like, word
 from pyassemble.kernels.streaming import buffer, finish, stream, worthwhile
 
 if TYPE_CHECKING:
@@ -43,15 +43,16 @@ def _scratch(block: Any, wide: Any) -> Any:
     """This thread's odds, slopes, sums in float64, gates and sums in the type that is computed in."""
     channels, repeat, slots = word(block, _CHANNELS), word(block, _REPEAT), word(block, _SLOTS)
     start = word(block, _SCRATCH) + count(block, ARRIVED) * slots * 8
-    doubles = elements(start, slots, _double)
     blocks = (channels + 3) // 4 * 4
+    odds, slope = elements(start, blocks, _double), elements(start + 8 * blocks, channels, _double)
+    totals = elements(start + 8 * (blocks + channels), channels, _double)
     first = start + 8 * (blocks + 2 * channels)
     gates = elements(first, repeat * channels, wide)
     sums = elements(first + 8 * repeat * channels, repeat * channels, wide)
-    return doubles[:blocks], doubles[blocks : blocks + channels], doubles[blocks + channels :][:channels], gates, sums
+    return odds, slope, totals, gates, sums
 
 
-@numba_jit()
+@numba_jit(inline=True)
 def _draw(block: Any, gate: Any, slope: Any, odds: Any, sample: Any, loc_like: Any) -> None:
     """Gates of one sample, and their derivatives by loc unless ``slope`` is empty: zero where a gate is cut off.
 
@@ -116,6 +117,7 @@ def _forward_rows(block: Any) -> None:
     """Space inside: rows of one channel each. Unit: several rows, or a part of one."""
     of_x, of_loc = like(block, 0), like(block, 1)
     odds, _, _, gate, _ = _scratch(block, wide_like(block))
+    none = elements(0, 0, _double)
     channels, row, together = word(block, _CHANNELS), word(block, _ROW), word(block, _TOGETHER)
     sample_rows = word(block, _OUTER) * channels
     rows = word(block, _SAMPLES) * sample_rows
@@ -126,7 +128,7 @@ def _forward_rows(block: Any) -> None:
     staged = buffer()
     piece = count(block, TAKEN)
     while piece < word(block, PIECES):
-        for n in range(_cut(block, piece), _cut(block, piece + 1)):
+        for n in range(cut(block, piece), cut(block, piece + 1)):
             r, part = n // parts * together, n % parts
             end = min(rows, r + together)
             size = min(UNIT, row - part * UNIT)
@@ -137,11 +139,11 @@ def _forward_rows(block: Any) -> None:
             left = sample_rows - r % sample_rows  # of the sample
             if r // sample_rows != drawn:
                 drawn = r // sample_rows
-                _draw(block, gate, odds[:0], odds, drawn, of_loc)
+                _draw(block, gate, none, odds, drawn, of_loc)
             for i in range(0, (end - r) * size * item, size * item):
                 if left == 0:
                     drawn += 1
-                    _draw(block, gate, odds[:0], odds, drawn, of_loc)
+                    _draw(block, gate, none, odds, drawn, of_loc)
                     left = sample_rows
                 _scale(elements(target + i, size, of_x), elements(x + low * item + i, size, of_x), gate[c])
                 left -= 1
@@ -169,7 +171,7 @@ def _backward_rows(block: Any) -> None:
     staged = buffer()
     piece = count(block, TAKEN)
     while piece < word(block, PIECES):
-        for n in range(_cut(block, piece), _cut(block, piece + 1)):
+        for n in range(cut(block, piece), cut(block, piece + 1)):
             r, part = n // parts * together, n % parts
             end = min(rows, r + together)
             size = min(UNIT, row - part * UNIT)
@@ -206,6 +208,7 @@ def _forward_channels(block: Any) -> None:
     """Channels inside. Unit: several rows of all channels; some of one sample are handled as one long row."""
     of_x, of_loc = like(block, 0), like(block, 1)
     odds, _, _, gates, _ = _scratch(block, wide_like(block))
+    none = elements(0, 0, _double)
     channels, outer, together = word(block, _CHANNELS), word(block, _OUTER), word(block, _TOGETHER)
     rows, repeat = word(block, _SAMPLES) * outer, word(block, _REPEAT)
     item = of_x.itemsize
@@ -214,13 +217,13 @@ def _forward_channels(block: Any) -> None:
     staged = buffer()
     piece = count(block, TAKEN)
     while piece < word(block, PIECES):
-        for n in range(_cut(block, piece), _cut(block, piece + 1)):
+        for n in range(cut(block, piece), cut(block, piece + 1)):
             first, end = n * together, min(rows, (n + 1) * together)
             while first < end:
                 last = min(end, (first // outer + 1) * outer)
                 if first // outer != drawn:
                     drawn = first // outer
-                    _draw(block, gates, odds[:0], odds, drawn, of_loc)
+                    _draw(block, gates, none, odds, drawn, of_loc)
                     _repeat(gates, channels)
                 for r in range(first, last, repeat):
                     i, size = r * channels * item, min(last - r, repeat) * channels
@@ -249,7 +252,7 @@ def _backward_channels(block: Any) -> None:
     staged = buffer()
     piece = count(block, TAKEN)
     while piece < word(block, PIECES):
-        for n in range(_cut(block, piece), _cut(block, piece + 1)):
+        for n in range(cut(block, piece), cut(block, piece + 1)):
             sums = elements(word(block, _SUMS) + 8 * n * channels, channels, _double)
             sums[:] = 0.0
             first, end = n * together, min(rows, (n + 1) * together)
@@ -275,12 +278,6 @@ def _backward_channels(block: Any) -> None:
                 first = last
         piece = count(block, TAKEN)
     finish()
-
-
-@numba_jit(inline=True)
-def _cut(block: Any, piece: Any) -> Any:
-    """First unit of a piece."""
-    return word(block, UNITS) * piece // word(block, PIECES)
 
 
 @numba_jit(inline=True)
@@ -357,16 +354,16 @@ def _cut_of(shape: Layout) -> Cut:
 
 def _run(
     kernel: Any, y: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, shape: Layout, draw: Draw,
-    sums: int, cut: Cut,
+    sums: int, plan: Cut,
 ) -> None:  # fmt: skip
-    threads = parallel.threads_for(cut.units, cut.work)
-    scratch = torch.empty(threads * cut.slots, dtype=torch.float64)
+    threads = parallel.threads_for(plan.units, plan.work)
+    scratch = torch.empty(threads * plan.slots, dtype=torch.float64)
     kernel.run(
-        (x.dtype, loc.dtype), cut.units, threads,
+        (x.dtype, loc.dtype), plan.units, threads,
         y.data_ptr(), dy.data_ptr(), x.data_ptr(), loc.data_ptr(), sums, scratch.data_ptr(),
         draw.seed if draw.seed_tensor is None else int(draw.seed_tensor), draw.sample_offset,
-        shape.batch, shape.outer, shape.channels, shape.inner, cut.together, cut.repeat,
-        worthwhile(cut.staged, y, dy, x), cut.slots, draw.beta, draw.gamma, draw.zeta,
+        shape.batch, shape.outer, shape.channels, shape.inner, plan.together, plan.repeat,
+        worthwhile(plan.staged, y, dy, x), plan.slots, draw.beta, draw.gamma, draw.zeta,
     )  # fmt: skip
 
 
@@ -379,11 +376,11 @@ def backward(
     dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, shape: Layout, draw: Draw
 ) -> torch.Tensor:
     """Write grad x to dx, which lies as dy and x do; grad loc, of loc's type. loc is contiguous."""
-    cut = _cut_of(shape)
-    outer, inner = cut.parts
+    plan = _cut_of(shape)
+    outer, inner = plan.parts
     sums = torch.empty((outer * inner + 1) * shape.channels, dtype=torch.float64)
     start = sums.data_ptr()
-    _run(_backward_channels if shape.inner == 1 else _backward_rows, dx, dy, x, loc, shape, draw, start, cut)
+    _run(_backward_channels if shape.inner == 1 else _backward_rows, dx, dy, x, loc, shape, draw, start, plan)
     dloc = torch.empty_like(loc)
     total = start + 8 * outer * inner * shape.channels
     _add_up.run((loc.dtype,), 1, 1, dloc.data_ptr(), start, outer, shape.channels, inner, total)
