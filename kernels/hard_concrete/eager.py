@@ -1,9 +1,10 @@
 """The gate of ordinary CPU tensors, past PyTorch's dispatcher.
 
 A network may have dozens of gates on small tensors, where the way to the kernel counts. Registered operators with a
-derivative pass through Python five times in each direction; here it is once. Whatever the operators are registered for
-still meets them: compilers, modes, subclasses of tensors, the transforms of ``torch.func``, other devices. Measured at
-(8, 320, 5, 5), forward and backward, 2 threads: 0.13 instead of 0.21 ms, 0.24 instead of 0.41 with cold caches.
+derivative pass through the dispatcher and back into Python several times in each direction; here it is once. Whatever
+the operators are registered for still meets them: compilers, modes, subclasses of tensors, the transforms of
+``torch.func``, other devices. Measured at (8, 320, 5, 5), forward and backward, 2 threads: 0.15 instead of 0.21 ms,
+0.24 instead of 0.41 with cold caches.
 """
 
 from __future__ import annotations
