@@ -3,10 +3,11 @@
 PyTorch's threads are OpenMP's, and after each operation they keep their cores busy for some milliseconds, waiting for
 the next one; threads of another pool would have to share the cores with them. ``GOMP_parallel``, which compilers call
 for a parallel region (GNU OpenMP has it, LLVM's OpenMP too), is therefore looked up in the very library that PyTorch
-has loaded, and told to call machine code on each thread (see ``regions``), or a Python function that hands pieces of the
-work to kernels that release the interpreter lock: the lock then changes hands several times, which took 80 microseconds
-on 2 threads where machine code took 10. Without that library, and in a process forked after this module was imported, where OpenMP would wait
-in vain for threads that the fork has not taken along, the threads are Python's own.
+has loaded, and told to call machine code on each thread (see ``regions``), or a Python function that hands pieces of
+the work to kernels that release the interpreter lock. The lock then changes hands several times, which took 80
+microseconds on 2 threads where machine code took 10. Without that library, and in a process forked after this module
+was imported, where OpenMP would wait in vain for threads that the fork has not taken along, the threads are Python's
+own.
 
 numba's parallel loops were tried instead: they took twice as long to compile (2.8 against 1.4 s of processor time for
 the gate), and end a process that enters them on both sides of a fork, as data loaders do.
