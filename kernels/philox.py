@@ -82,7 +82,7 @@ def noise_draws(seed: torch.Tensor | int, count: int, device: torch.device) -> t
 
 @numba_intrinsic
 def numba_words(context: Any, seed: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
-    """The four words of one counter, as uint64, in LLVM's instructions: numba's inference of types took 0.3 s."""
+    """The four words of one counter, as uint64, in LLVM's instructions, as ``elementary``'s functions are."""
     types = importlib.import_module("numba.core.types")
     ir = importlib.import_module("llvmlite.ir")
 
