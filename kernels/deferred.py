@@ -7,6 +7,7 @@ under those names, as if they had been decorated in the ordinary way. ``tl`` is 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import threading
@@ -69,7 +70,8 @@ def numba_jit(*, reassociate: bool = False, inline: bool = False) -> Callable[[C
     Args:
         reassociate: Additions may be reordered, which vectorizes a sum. Nothing else of IEEE 754 is given up: NaN and
             infinity stay what they are.
-        inline: Becomes part of each caller, whatever its length: a loop that calls a function is not vectorized.
+        inline: Becomes part of each caller, whatever its length: a loop that calls a function is not vectorized. Not to
+            be called from Python: it gets no wrapper, which takes time to compile.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -77,12 +79,46 @@ def numba_jit(*, reassociate: bool = False, inline: bool = False) -> Callable[[C
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inline}
         if reassociate:
             options["fastmath"] = {"reassoc"}
+        if inline:
+            options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+            return numba.njit(**options)(function)
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # neither the installation nor the user's cache folder can be written
             return numba.njit(**options)(function)
 
     return lambda function: Deferred(function, "numba", decorate)
+
+
+def numba_region(function: Callable[..., Any]) -> Any:
+    """Compile with numba for callers outside Python: called with a signature, it gives the machine code's address."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        importlib.import_module("numba")
+        callback: Any = importlib.import_module("numba.core.ccallback")
+        cache: Any = importlib.import_module("numba.core.caching")
+        runtime: Any = importlib.import_module("numba.core.runtime")
+
+        class Cache(cache.FunctionCache):  # type: ignore[misc]
+            """Does not fill numba's tables of what can be compiled before it loads what has been compiled: 0.3 s."""
+
+            def load_overload(self, signature: Any, context: Any) -> Any:
+                runtime.rtsys.initialize(context)
+                with self._guard_against_spurious_io_errors():
+                    return self._load_overload(signature, context)
+
+        def compiled(signature: Any) -> int:
+            code = callback.CFunc(function, (signature.args, signature.return_type), {}, {"error_model": "numpy"})
+            with contextlib.suppress(RuntimeError):  # as above
+                code.enable_caching()
+                code._cache.__class__ = Cache
+            code.compile()
+            address: int = code.address
+            return address
+
+        return compiled
+
+    return Deferred(function, "numba", decorate)
 
 
 def numba_overload(function: Callable[..., Any]) -> Any:

@@ -26,8 +26,9 @@ from pyassemble.kernels.checks import check_tensor, describe
 from pyassemble.kernels.deferred import numba_jit, triton_jit
 from pyassemble.kernels.halves import load
 from pyassemble.kernels.layout import is_dense, same_order
-from pyassemble.kernels.memory import ELEMENTS, elements
+from pyassemble.kernels.memory import elements
 from pyassemble.kernels.operators import operator
+from pyassemble.kernels.regions import FIRST, PIECES, TAKEN, count, cut, like, region, wide_like, word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,8 @@ RUN = 4096  # elements summed in float32 before the sum goes on in float64
 
 BLOCK = 2048  # elements of a Triton program's tile, and of all its tiles; neither has been tuned on a GPU
 PART = 8 * BLOCK
+
+_INTEGERS, _DOUBLES = np.empty(0, np.int64), np.empty(0)  # types, for the CPU's regions
 
 # Columns of the table: addresses, elements from one sample to the next in either tensor, elements of a sample, parts
 # of a sample, samples to a unit, first unit, place of the first sum.
@@ -90,7 +93,7 @@ def _readable(c: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 # -- CPU ---------------------------------------------------------------------------------------------------------------
 
 
-@numba_jit(reassociate=True)
+@numba_jit(inline=True, reassociate=True)
 def _squares(clean: Any, perturbed: Any, zero: Any) -> Any:
     total = zero
     for i in range(clean.size):
@@ -99,56 +102,67 @@ def _squares(clean: Any, perturbed: Any, zero: Any) -> Any:
     return total
 
 
-@numba_jit()
-def _cpu_squares(
-    start: Any, stop: Any, sums: Any, table: Any, samples: Any, like: Any, zero: Any, bytes_each: Any, unit: Any,
-    run: Any,
-) -> None:  # fmt: skip
+_OF_SUMS, _TABLE, _CANDIDATES, _SAMPLES = range(FIRST, FIRST + 4)
+
+
+@region("4q")
+def _cpu_squares(block: Any) -> None:
     """Unit: a part of one sample, or several small samples of one candidate."""
-    k = 0
-    for n in range(start, stop):
-        while k + 1 < table.shape[0] and table[k + 1, _FIRST] <= n:
-            k += 1
-        size, parts, together = table[k, _SIZE], table[k, _PARTS], table[k, _TOGETHER]
-        first = (n - table[k, _FIRST]) // parts * together
-        part = (n - table[k, _FIRST]) % parts
-        low = part * unit
-        high = min(size, low + unit)
-        for sample in range(first, min(samples, first + together)):
-            clean = table[k, _CLEAN] + sample * table[k, _CLEAN_STEP] * bytes_each
-            perturbed = table[k, _PERTURBED] + sample * table[k, _PERTURBED_STEP] * bytes_each
-            a, b = elements(clean, size, like), elements(perturbed, size, like)
-            total = 0.0
-            for i in range(low, high, run):
-                j = min(high, i + run)
-                total += np.float64(_squares(a[i:j], b[i:j], zero))
-            sums[table[k, _SUMS] + sample * parts + part] = total
+    of_x, zero = like(block, 0), wide_like(block).dtype.type(0)
+    candidates, samples, item = word(block, _CANDIDATES), word(block, _SAMPLES), of_x.itemsize
+    table = elements(word(block, _TABLE), candidates * _WORDS, _INTEGERS).reshape((candidates, _WORDS))
+    piece = count(block, TAKEN)
+    while piece < word(block, PIECES):
+        k = 0
+        for n in range(cut(block, piece), cut(block, piece + 1)):
+            while k + 1 < candidates and table[k + 1, _FIRST] <= n:
+                k += 1
+            size, parts, together = table[k, _SIZE], table[k, _PARTS], table[k, _TOGETHER]
+            first = (n - table[k, _FIRST]) // parts * together
+            part = (n - table[k, _FIRST]) % parts
+            low = part * UNIT
+            high = min(size, low + UNIT)
+            for sample in range(first, min(samples, first + together)):
+                clean = table[k, _CLEAN] + sample * table[k, _CLEAN_STEP] * item
+                perturbed = table[k, _PERTURBED] + sample * table[k, _PERTURBED_STEP] * item
+                total = 0.0
+                for i in range(low, high, RUN):
+                    j = min(high - i, RUN)
+                    a, b = elements(clean + i * item, j, of_x), elements(perturbed + i * item, j, of_x)
+                    total += np.float64(_squares(a, b, zero))
+                place = word(block, _OF_SUMS) + 8 * (table[k, _SUMS] + sample * parts + part)
+                elements(place, 1, _DOUBLES)[0] = total
+        piece = count(block, TAKEN)
 
 
-@numba_jit()
-def _cpu_scores(scores: Any, sums: Any, table: Any, samples: Any) -> None:
-    for k in range(table.shape[0]):
+@region("4qq")
+def _cpu_scores(block: Any) -> None:
+    """Unit: a candidate."""
+    candidates, samples = word(block, _CANDIDATES), word(block, _SAMPLES)
+    table = elements(word(block, _TABLE), candidates * _WORDS, _INTEGERS).reshape((candidates, _WORDS))
+    for k in range(candidates):
         total = 0.0
         parts = table[k, _PARTS]
+        sums = elements(word(block, _OF_SUMS) + 8 * table[k, _SUMS], samples * parts, _DOUBLES)
         for sample in range(samples):
             square = 0.0
             for part in range(parts):
-                square += sums[table[k, _SUMS] + sample * parts + part]
+                square += sums[sample * parts + part]
             total += math.sqrt(square)
-        scores[k] = math.log(total / samples) if total != 0.0 else -math.inf
+        score = math.log(total / samples) if total != 0.0 else -math.inf
+        elements(word(block, _SAMPLES + 1), candidates, like(block, 0))[k] = score
 
 
 def _cpu(clean: list[torch.Tensor], perturbed: list[torch.Tensor]) -> torch.Tensor:
     samples = clean[0].shape[0]
     table, units, places = _table(clean, perturbed, UNIT, UNIT)
-    sums = np.empty(places)
-    scores = np.empty(len(clean), np.float32)
-    like = ELEMENTS[clean[0].dtype]
-    zero = np.float64(0) if like.dtype == np.float64 else np.float32(0)
-    each = sum(c.numel() for c in clean) // max(1, units)
-    parallel.launch(_cpu_squares, units, each, sums, table, samples, like, zero, like.itemsize, UNIT, RUN)
-    _cpu_scores(scores, sums, table, samples)
-    return torch.from_numpy(scores)
+    sums = torch.empty(places, dtype=torch.float64)
+    scores = torch.empty(len(clean), dtype=torch.float32)
+    threads = parallel.threads_for(units, sum(c.numel() for c in clean) // max(1, units))
+    words = sums.data_ptr(), table.ctypes.data, len(clean), samples
+    _cpu_squares.run((clean[0].dtype,), units, threads, *words)
+    _cpu_scores.run((scores.dtype,), 1, 1, *words, scores.data_ptr())
+    return scores
 
 
 # -- CUDA --------------------------------------------------------------------------------------------------------------

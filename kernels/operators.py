@@ -44,6 +44,23 @@ def operator(schema: str, implementation: Callable[..., Any], fake: Callable[...
     return registered
 
 
+def ordinary(*tensors: Any) -> bool:
+    """Whether these are plain dense tensors on the CPU, and nothing but autograd looks on at what is done to them."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and torch._C._get_tracing_state() is None
+        and all(type(t) in _PLAIN and torch._C._dispatch_keys(t) == _ORDINARY for t in tensors)
+    )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+# Any other device or layout, a fake or wrapped tensor, one that is yet to be negated: each has other keys.
+_ORDINARY = torch._C._dispatch_keys(torch.empty(0, device="cpu"))
+
+
 def element(argument: Any, dim: Any, number: int | None) -> Any:
     """One element of what ``torch.vmap`` batched along dim: all of it where dim is None, zeros where number is."""
     if isinstance(argument, (list, tuple)):

@@ -20,12 +20,12 @@ A word becomes u = (2 (word >> 9) + 1) / 2^24: one of the 2^23 odd multiples of 
 # ruff: noqa: D205
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from pyassemble.kernels.deferred import numba_jit, triton_jit
+from pyassemble.kernels.deferred import numba_intrinsic, triton_jit
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -80,26 +80,42 @@ def noise_draws(seed: torch.Tensor | int, count: int, device: torch.device) -> t
     return uniform(torch.stack(words(seed, (blocks & _WORD, blocks >> 32, 0, NOISE)), dim=-1).flatten()[:count])
 
 
-@numba_jit(inline=True)
-def numba_words(seed: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
-    """The four words of one counter, as uint64."""
-    mask = np.uint64(0xFFFFFFFF)
-    half = np.uint64(32)
-    key0, key1 = np.uint64(seed) & mask, np.uint64(seed) >> half
-    c0, c1, c2, c3 = np.uint64(c0), np.uint64(c1), np.uint64(c2), np.uint64(c3)
-    for _ in range(10):
-        product0 = np.uint64(0xD2511F53) * c0
-        product1 = np.uint64(0xCD9E8D57) * c2
-        c0, c1 = (product1 >> half) ^ c1 ^ key0, product1 & mask
-        c2, c3 = (product0 >> half) ^ c3 ^ key1, product0 & mask
-        key0, key1 = (key0 + np.uint64(0x9E3779B9)) & mask, (key1 + np.uint64(0xBB67AE85)) & mask
-    return c0, c1, c2, c3
+@numba_intrinsic
+def numba_words(context: Any, seed: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> Any:
+    """The four words of one counter, as uint64, in LLVM's instructions, as ``elementary``'s functions are."""
+    types = importlib.import_module("numba.core.types")
+    ir = importlib.import_module("llvmlite.ir")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(64)
+        mask, half = word(_WORD), word(32)
+        seed, c0, c1, c2, c3 = arguments
+        key0, key1 = builder.and_(seed, mask), builder.lshr(seed, half)
+        for _ in range(10):
+            product0, product1 = builder.mul(word(0xD2511F53), c0), builder.mul(word(0xCD9E8D57), c2)
+            c0 = builder.xor(builder.xor(builder.lshr(product1, half), c1), key0)
+            c2 = builder.xor(builder.xor(builder.lshr(product0, half), c3), key1)
+            c1, c3 = builder.and_(product1, mask), builder.and_(product0, mask)
+            key0 = builder.and_(builder.add(key0, word(0x9E3779B9)), mask)
+            key1 = builder.and_(builder.add(key1, word(0xBB67AE85)), mask)
+        return context.make_tuple(builder, signature.return_type, [c0, c1, c2, c3])
+
+    word = types.uint64
+    return types.UniTuple(word, 4)(word, word, word, word, word), emit
 
 
-@numba_jit(inline=True)
-def numba_uniform(word: Any) -> Any:
+@numba_intrinsic
+def numba_uniform(context: Any, word: Any) -> Any:
     """U as float32 from one word."""
-    return np.float32(np.int32((word >> np.uint64(8)) | np.uint64(1))) * np.float32(2.0**-24)
+    types = importlib.import_module("numba.core.types")
+    ir = importlib.import_module("llvmlite.ir")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer, real = ir.IntType(64), ir.FloatType()
+        bits = builder.or_(builder.lshr(arguments[0], integer(8)), integer(1))
+        return builder.fmul(builder.sitofp(builder.trunc(bits, ir.IntType(32)), real), real(2.0**-24))
+
+    return types.float32(types.uint64), emit
 
 
 @triton_jit()

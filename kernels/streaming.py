@@ -2,8 +2,7 @@
 
 An ordinary store first reads the line that it writes to, so that a pass over x that writes y moves three times x's size
 instead of two. A kernel that is bound by memory therefore computes a part of its output in a small buffer, which stays
-in a core's own cache, and streams it to where it belongs with the processor's non-temporal stores, 64 bytes at once;
-or, where its output is whole lines already, stores them so itself (see ``lines``).
+in a core's own cache, and streams it to where it belongs with the processor's non-temporal stores, 64 bytes at once.
 What is small enough to be found in a cache by whoever reads it next is better written there in the ordinary way.
 
 Everything here is in addresses and bytes, whatever the elements are: numba compiles integers faster than arrays.
@@ -15,11 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from pyassemble.kernels.deferred import numba_intrinsic, numba_jit
-from pyassemble.kernels.lines import LINE, copy_line
 
 if TYPE_CHECKING:
     import torch
 
+LINE = 64  # bytes; of x86 and most ARM processors
 BUFFER = 2**16  # bytes of a buffer, on the stack
 LEAST = 2**23  # bytes of an output from which on it is streamed
 
@@ -48,6 +47,22 @@ def buffer(context: Any) -> Any:
 
 
 @numba_intrinsic
+def _copy_line(context: Any, target: Any, source: Any) -> Any:
+    """Copy a line from any address to one that is a multiple of its size, past the caches."""
+    types = importlib.import_module("numba.core.types")
+    ir = importlib.import_module("llvmlite.ir")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        line = ir.VectorType(ir.IntType(32), LINE // 4).as_pointer()
+        value = builder.load(builder.inttoptr(arguments[1], line), align=1)
+        store = builder.store(value, builder.inttoptr(arguments[0], line), align=LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@numba_intrinsic
 def _copy_two_bytes(context: Any, target: Any, source: Any) -> Any:
     types = importlib.import_module("numba.core.types")
     ir = importlib.import_module("llvmlite.ir")
@@ -72,14 +87,15 @@ def finish(context: Any) -> Any:
     return types.void(), emit
 
 
-@numba_jit()
+@numba_jit(inline=True)
 def stream(target: Any, source: Any, size: Any) -> None:
     """Copy an even number of bytes from address to address, past the caches but for broken lines at either end."""
-    start = min(size, -target % LINE)
+    start = -target % LINE
+    start = size if size < start else start
     stop = size - (size - start) % LINE
     for i in range(0, start, 2):
         _copy_two_bytes(target + i, source + i)
     for i in range(start, stop, LINE):
-        copy_line(target + i, source + i)
+        _copy_line(target + i, source + i)
     for i in range(stop, size, 2):
         _copy_two_bytes(target + i, source + i)

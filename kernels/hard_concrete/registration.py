@@ -30,7 +30,7 @@ def _forward_into(y: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, dim: int,
         return
     x = laid_out_like(x, y)
     if x.device.type == "cpu":
-        cpu.forward(y, x, loc, shape, draw)
+        cpu.forward(y, x, loc.contiguous(), shape, draw)
     else:
         with torch.cuda.device(x.device):
             cuda.forward(y, x, loc.contiguous(), shape, draw)
@@ -58,7 +58,7 @@ def _backward_into(
         return dloc
     dy, x = laid_out_like(dy, dx), laid_out_like(x, dx)
     if x.device.type == "cpu":
-        return cpu.backward(dx, dy, x, loc, shape, draw).to(loc.dtype)
+        return cpu.backward(dx, dy, x, loc.contiguous(), shape, draw)
     with torch.cuda.device(x.device):
         return cuda.backward(dx, dy, x, loc.contiguous(), shape, draw).to(loc.dtype)
 
@@ -134,7 +134,8 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) 
     ctx.save_for_backward(x if needs_loc else None, loc, seed_tensor)
 
 
-def _differentiate(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+def differentiate(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+    """Gradients of the operator's arguments, from what was kept for them."""
     x, loc, seed_tensor = ctx.saved_tensors
     if ctx.needs_input_grad[1]:
         dx, dloc = _gate_backward(dy, x, loc, seed_tensor, *ctx.numbers)
@@ -143,4 +144,4 @@ def _differentiate(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     return dx, dloc, *[None] * 7
 
 
-differentiable_gate = differentiable(_gate, _differentiate, _keep_for_backward)
+differentiable_gate = differentiable(_gate, differentiate, _keep_for_backward)

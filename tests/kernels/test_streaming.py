@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyassemble.kernels import perturb, streaming
+from pyassemble.kernels import hard_concrete_gate, perturb, streaming
 from pyassemble.kernels.deferred import numba_jit
 from pyassemble.kernels.streaming import buffer, finish, stream
 from tests.kernels.backends import DTYPES, gate
@@ -63,3 +63,22 @@ def test_only_large_results_that_replace_no_input_are_streamed() -> None:
     assert not streaming.worthwhile(fitting + 1, torch.empty_like(large), large)
     assert not streaming.worthwhile(fitting, large, large)
     assert not streaming.worthwhile(fitting, torch.empty_like(small), small)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_where_the_input_lies_changes_no_bit(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    """Neither the sums' order nor anything else follows the addresses."""
+    shape = (4, 16, 9, 16)
+    loc = torch.linspace(-1, 2, 16).requires_grad_()
+    room = torch.randn(1 + 2 * 4 * 16 * 9 * 16, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    results = []
+    for start in (0, 1):
+        strides = torch.empty(shape).contiguous(memory_format=memory_format).stride()
+        held = torch.cat([torch.zeros(start, dtype=dtype), room])
+        x = held.as_strided(shape, strides, start).detach().requires_grad_()
+        dy = held.as_strided(shape, strides, start + 4 * 16 * 9 * 16)
+        y = hard_concrete_gate(x, loc, seed=3)
+        results.append([y.detach(), *torch.autograd.grad(y, (x, loc), dy)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
