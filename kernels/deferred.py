@@ -90,35 +90,54 @@ def numba_jit(*, reassociate: bool = False, inline: bool = False) -> Callable[[C
     return lambda function: Deferred(function, "numba", decorate)
 
 
+# Versions of numba whose inner ways _quickly_loaded goes; any other is called by its public names alone.
+_KNOWN_NUMBA = ((0, 61), (0, 68))
+
+
 def numba_region(function: Callable[..., Any]) -> Any:
     """Compile with numba for callers outside Python: called with a signature, it gives the machine code's address."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        importlib.import_module("numba")
-        callback: Any = importlib.import_module("numba.core.ccallback")
-        cache: Any = importlib.import_module("numba.core.caching")
-        runtime: Any = importlib.import_module("numba.core.runtime")
-
-        class Cache(cache.FunctionCache):  # type: ignore[misc]
-            """Does not fill numba's tables of what can be compiled before it loads what has been compiled: 0.3 s."""
-
-            def load_overload(self, signature: Any, context: Any) -> Any:
-                runtime.rtsys.initialize(context)
-                with self._guard_against_spurious_io_errors():
-                    return self._load_overload(signature, context)
+        numba = importlib.import_module("numba")
+        first, last = _KNOWN_NUMBA
+        make = _quickly_loaded if first <= numba.version_info.short <= last else _loaded
 
         def compiled(signature: Any) -> int:
-            code = callback.CFunc(function, (signature.args, signature.return_type), {}, {"error_model": "numpy"})
-            with contextlib.suppress(RuntimeError):  # as above
-                code.enable_caching()
-                code._cache.__class__ = Cache
-            code.compile()
-            address: int = code.address
+            address: int = make(function, signature).address
             return address
 
         return compiled
 
     return Deferred(function, "numba", decorate)
+
+
+def _loaded(function: Callable[..., Any], signature: Any) -> Any:
+    numba = importlib.import_module("numba")
+    try:
+        return numba.cfunc(signature, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # as above
+        return numba.cfunc(signature, error_model="numpy")(function)
+
+
+def _quickly_loaded(function: Callable[..., Any], signature: Any) -> Any:
+    """The same, but numba's tables of what can be compiled are not filled before cached code is loaded: 0.3 s."""
+    callback: Any = importlib.import_module("numba.core.ccallback")
+    cache: Any = importlib.import_module("numba.core.caching")
+    runtime: Any = importlib.import_module("numba.core.runtime")
+
+    class Cache(cache.FunctionCache):  # type: ignore[misc]
+        def load_overload(self, signature: Any, context: Any) -> Any:
+            # Cached code refers to numba's runtime; without it, loading ends the process.
+            runtime.rtsys.initialize(context)
+            with self._guard_against_spurious_io_errors():
+                return self._load_overload(signature, context)
+
+    code = callback.CFunc(function, (signature.args, signature.return_type), {}, {"error_model": "numpy"})
+    with contextlib.suppress(RuntimeError):  # as above
+        code.enable_caching()
+        code._cache.__class__ = Cache
+    code.compile()
+    return code
 
 
 def numba_overload(function: Callable[..., Any]) -> Any:
