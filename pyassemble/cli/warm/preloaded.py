@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Variables that native libraries, Python and the C library read when they start.
 _READ_BY_LIBRARIES = (
-    *("LD_", "GLIBC_", "MALLOC_", "LC_", "LANG", "TZ", "PYTHON", "PYASSEMBLE_"),
+    *("LD_", "GLIBC_", "MALLOC_", "LC_", "LANG", "TZ", "PYTHON", "NPY_", "PYASSEMBLE_"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "DNNL_", "ONEDNN_", "ATEN_", "TORCH", "PYTORCH_"),
     *("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "HSA_", "TRITON_", "NUMBA_"),
 )
@@ -105,13 +105,15 @@ def preload(*, besides: int) -> Preloaded:
         import timm  # noqa: F401
 
         from pyassemble.cli.commands import app
+        from pyassemble.cli.zoo.group import shipped
         from pyassemble.zoo.shipped import shipped_index
 
         # Without the core, comparing networks would start numba's compiler and its threads.
         wanted = os.environ.get("PYASSEMBLE_BACKEND") or "native"
         if wanted == "native" and importlib.util.find_spec("pyassemble._native"):
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                app(["zoo", "nearest", "timm:resnet18"], standalone_mode=False)
+                if shipped() is not None:  # otherwise all of timm's architectures would be built first
+                    app(["zoo", "nearest", "timm:resnet18"], standalone_mode=False)
                 app(["similarity", "timm:resnet18", "timm:resnet34"], standalone_mode=False)
     names = {*environment, *os.environ}
     changed = {name: os.environ.get(name) for name in names if environment.get(name) != os.environ.get(name)}
