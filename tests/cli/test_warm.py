@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -442,6 +443,20 @@ def test_preloading_does_not_build_all_of_timm(monkeypatch: pytest.MonkeyPatch) 
         assert "timm" in preload(besides=0).packages
     finally:
         gc.unfreeze()
+
+
+def test_file_that_changes_while_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("changing")
+    module.__file__ = str(tmp_path / "changing.py")
+    Path(module.__file__).touch()
+    monkeypatch.setitem(sys.modules, "changing", module)
+
+    def shipped() -> None:  # which is called meanwhile
+        os.utime(tmp_path / "changing.py", ns=(time.time_ns(), time.time_ns()))
+
+    monkeypatch.setattr("pyassemble.cli.zoo.group.shipped", shipped)
+    with pytest.raises(OSError, match=r"changing\.py was changed while this was starting"):
+        preload(besides=0)
 
 
 @pytest.mark.slow

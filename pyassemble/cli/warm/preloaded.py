@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,7 +99,11 @@ def preload(*, besides: int) -> Preloaded:
 
     Args:
         besides: A file that is open but not for the libraries.
+
+    Raises:
+        OSError: A file was changed meanwhile; whether it was read before or after nobody knows.
     """
+    began = time.time_ns()
     environment = dict(os.environ)
     found: dict[str, object] = json.loads(json.dumps(circumstances()))  # as a request has them
     with _noting_reads() as read:
@@ -119,6 +124,10 @@ def preload(*, besides: int) -> Preloaded:
     changed = {name: os.environ.get(name) for name in names if environment.get(name) != os.environ.get(name)}
     modules = list(sys.modules.items())
     paths = {file for _, module in modules if isinstance(file := getattr(module, "__file__", None), str)}
+    files = {path: _stamp(path) for path in sorted({*paths, str(shipped_index())})}
+    for path, stamp in files.items():
+        if stamp is not None and began < stamp[0] <= time.time_ns():  # a clock that was wrong makes later ones
+            raise OSError(f"{path} was changed while this was starting; start again")
     # What is there now stays: collections in the forks need not look through it, which would copy its memory.
     gc.collect()
     gc.freeze()
@@ -127,7 +136,7 @@ def preload(*, besides: int) -> Preloaded:
         frozenset(read - _READ_LATE | changed.keys()),
         changed,
         found,
-        {path: _stamp(path) for path in sorted({*paths, str(shipped_index())})},
+        files,
         frozenset(name.partition(".")[0] for name, _ in modules) - {"__main__"},
         frozenset(int(name) for name in os.listdir("/proc/self/fd")) - {0, 1, 2, besides},
     )
