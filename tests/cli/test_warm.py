@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import pyassemble as pa
-from pyassemble.cli.warm import client, request
+from pyassemble.cli.warm import client, request, worker
 from pyassemble.cli.warm.keeper import keep
 from pyassemble.cli.warm.place import is_private, socket_path
 from pyassemble.cli.warm.preloaded import Preloaded, preload
@@ -239,6 +239,13 @@ class TestSignals:
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=20)
         assert (process.returncode, output, errors) == (130, "", "interrupted: nothing further was written\n")
+
+    def test_interrupt_before_the_command_begins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def become(*arguments: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(worker, "_become", become)
+        assert worker._exit_code({}, 0, [], {}) == 130  # type: ignore[typeddict-item]
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_end_by_signal(self, shell: Shell, number: int) -> None:

@@ -84,6 +84,8 @@ def _exit_code(request: Request, folder: int, descriptors: list[int], variables:
             return (end.code or 0) & 0xFF
         print(end.code, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the program has begun, which answers it itself
+        return 130
     except BaseException:
         sys.excepthook(*sys.exc_info())
         return 1
