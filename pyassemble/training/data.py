@@ -133,8 +133,10 @@ class Data:
                     f"{one.name} has {len(names)} classes and {rest.name} {len(without)}; only {one.name} has "
                     f"{', '.join(lacking[:5])}{', …' if len(lacking) > 5 else ''}"
                 )
-        at = next(i for i, names in enumerate(zip(mine, theirs, strict=False)) if names[0] != names[1])
-        raise MismatchError(f"label {at} is {mine[at]} in {self.name} and {theirs[at]} in {other.name}")
+        for at, (name, its) in enumerate(zip(mine, theirs, strict=False)):
+            if name != its:
+                raise MismatchError(f"label {at} is {name} in {self.name} and {its} in {other.name}")
+        raise MismatchError(f"{self.name} has {len(mine)} classes and {other.name} {len(theirs)}, some of one name")
 
     def first(self, count: int) -> Data:
         """The first ``count`` images, all if there are fewer."""

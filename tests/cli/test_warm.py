@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -13,15 +14,16 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
 import pyassemble as pa
-from pyassemble.cli.warm import client, request
+from pyassemble.cli.warm import client, request, worker
 from pyassemble.cli.warm.keeper import keep
 from pyassemble.cli.warm.place import is_private, socket_path
-from pyassemble.cli.warm.preloaded import Preloaded
+from pyassemble.cli.warm.preloaded import Preloaded, preload
 from pyassemble.cli.warm.server import serve
 from tests.cli.work import NETWORKS
 
@@ -194,6 +196,12 @@ class TestSameAsWithout:
         assert code != 0
         assert "Traceback" not in errors
 
+    def test_full_disk(self, shell: Shell) -> None:
+        line = "$PYASSEMBLE --version >/dev/full"
+        code, _, errors = shell.script(line)
+        assert (code, errors) == (120, "error: [Errno 28] No space left on device\n")
+        assert shell.script(line, PYASSEMBLE_WARM="0")[0] == 120
+
     def test_terminal(self, shell: Shell) -> None:
         outer, inner = os.openpty()
         command = [sys.executable, "-m", "pyassemble", "zoo", "nearest", "facts.py:Net", "--k", "1"]
@@ -231,6 +239,13 @@ class TestSignals:
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=20)
         assert (process.returncode, output, errors) == (130, "", "interrupted: nothing further was written\n")
+
+    def test_interrupt_before_the_command_begins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def become(*arguments: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(worker, "_become", become)
+        assert worker._exit_code({}, 0, [], {}) == 130  # type: ignore[typeddict-item]
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_end_by_signal(self, shell: Shell, number: int) -> None:
@@ -281,7 +296,9 @@ class TestDoneWithout:
         code, output, _ = shell.run("warm", "status", **{name: "0"})
         assert (code, output.splitlines()[1]) == (1, f"commands here start without it: not the same: {name}")
 
-    @pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "PYASSEMBLE_BACKEND", "LD_PRELOAD", "LC_ALL"])
+    @pytest.mark.parametrize(
+        "name", ["CUDA_VISIBLE_DEVICES", "PYASSEMBLE_BACKEND", "LD_PRELOAD", "LC_ALL", "NPY_DISABLE_CPU_FEATURES"]
+    )
     def test_other_variables(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         known = nothing()
         monkeypatch.setenv(name, "another")
@@ -316,6 +333,14 @@ class TestDoneWithout:
         code, output, errors = shell.run("warm", "start", "--background")
         assert (code, output) == (2, "")
         assert errors == "error: another warm process is running or starting (pyassemble warm status)\n"
+
+    def test_program_that_has_torch_already(self, shell: Shell) -> None:
+        arguments = ["pyassemble", "zoo", "nearest", "facts.py:Net", "--k", "1"]
+        text = f"import sys, torch\nfrom pyassemble.cli import main\nsys.argv = {arguments}\nmain()\n"
+        (shell.folder / "caller.py").write_text(text)
+        command = [sys.executable, "caller.py"]
+        done = subprocess.run(command, cwd=shell.folder, env=shell.environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, f"{os.getsid(0)}\n")
 
     def test_stopped(self, shell: Shell) -> None:
         process = server(shell)
@@ -399,8 +424,9 @@ class TestForeignSockets:
             assert connection is not None
             assert client.peer(connection) == (os.getpid(), os.getuid())
             connection.close()
-            monkeypatch.setattr(client, "peer", lambda connection: (1, os.getuid() + 1))
-            assert client.connect() is None
+            for process, user in ((1, os.getuid() + 1), (0, os.getuid())):  # 0: not of this container
+                monkeypatch.setattr(client, "peer", lambda connection, found=(process, user): found)
+                assert client.connect() is None
 
     def test_another_user_is_not_answered(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pyassemble.cli.warm.server.peer", lambda connection: (1, os.getuid() + 1))
@@ -412,6 +438,47 @@ class TestForeignSockets:
             serve(listener, lock, nothing(), 0.2)  # and ends, as nothing happens
             assert connection.recv(16) == b""
             connection.close()
+
+
+def test_preloading_does_not_build_all_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(**options: object) -> None:
+        pytest.fail("the whole of timm is being built")
+
+    monkeypatch.setattr("pyassemble.cli.zoo.group.shipped", lambda: None)  # it is of another version
+    monkeypatch.setattr(pa.Zoo, "timm", build)
+    try:
+        assert "timm" in preload(besides=0).packages
+    finally:
+        gc.unfreeze()
+
+
+def test_file_that_changes_while_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("changing")
+    module.__file__ = str(tmp_path / "changing.py")
+    Path(module.__file__).touch()
+    monkeypatch.setitem(sys.modules, "changing", module)
+
+    def shipped() -> None:  # which is called meanwhile
+        os.utime(tmp_path / "changing.py", ns=(time.time_ns(), time.time_ns()))
+
+    monkeypatch.setattr("pyassemble.cli.zoo.group.shipped", shipped)
+    with pytest.raises(OSError, match=r"changing\.py was changed while this was starting"):
+        preload(besides=0)
+
+
+@pytest.mark.slow
+def test_started_where_the_end_of_processes_is_ignored(cold: Shell) -> None:
+    text = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    text += "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD]); "
+    text += "os.execv(sys.executable, [sys.executable, '-m', 'pyassemble', 'warm', 'start', '--background'])"
+    assert cold.script(f'{sys.executable} -c "{text}"') == (0, "", "")
+    try:
+        process = server(cold)
+        for _ in range(2):
+            assert cold.run("--version") == (0, f"pyassemble {pa.__version__}\n", "")
+        assert server(cold) == process
+    finally:
+        assert cold.run("warm", "stop") == (0, "", "")
 
 
 @pytest.mark.slow

@@ -127,6 +127,7 @@ class _Named(TensorDataset):
         (_Named("cat", "owl"), _Named("ant", "cat"), "only train has owl"),
         (_Named("cat"), Subset(_Named("cat", "dog"), [0]), "only validation has dog"),
         (_Named("cat", "owl"), _Named("owl", "cat"), "label 0 is cat in train and owl in validation"),
+        (_Named("cat", "owl", "cat"), _Named("cat", "owl"), "train has 3 classes and validation 2, some of one name"),
     ],
 )
 def test_other_classes_are_refused(train: Any, validation: Any, words: str) -> None:

@@ -34,6 +34,8 @@ def hand_over() -> None:
     # Words of other commands may be "warm" too: they then run without, which is no loss but time.
     if os.environ.get(VARIABLE) == "0" or "warm" in sys.argv[1:]:
         return
+    if "torch" in sys.modules:  # a caller's process, in which models may be registered that a fork would not know
+        return
     connection = connect()
     if connection is None:
         return
@@ -60,7 +62,9 @@ def connect() -> socket.socket | None:
     connection.settimeout(PATIENCE)
     try:
         connection.connect(path)
-        if peer(connection)[1] == os.getuid():
+        process, user = peer(connection)
+        # One that this process cannot see, in a container that shares the folder, has number 0.
+        if process and user == os.getuid():
             return connection
     except OSError:  # a socket that a killed process left behind
         pass

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Variables that native libraries, Python and the C library read when they start.
 _READ_BY_LIBRARIES = (
-    *("LD_", "GLIBC_", "MALLOC_", "LC_", "LANG", "TZ", "PYTHON", "PYASSEMBLE_"),
+    *("LD_", "GLIBC_", "MALLOC_", "LC_", "LANG", "TZ", "PYTHON", "NPY_", "PYASSEMBLE_"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "DNNL_", "ONEDNN_", "ATEN_", "TORCH", "PYTORCH_"),
     *("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "HSA_", "TRITON_", "NUMBA_"),
 )
@@ -98,25 +99,35 @@ def preload(*, besides: int) -> Preloaded:
 
     Args:
         besides: A file that is open but not for the libraries.
+
+    Raises:
+        OSError: A file was changed meanwhile; whether it was read before or after nobody knows.
     """
+    began = time.time_ns()
     environment = dict(os.environ)
     found: dict[str, object] = json.loads(json.dumps(circumstances()))  # as a request has them
     with _noting_reads() as read:
         import timm  # noqa: F401
 
         from pyassemble.cli.commands import app
+        from pyassemble.cli.zoo.group import shipped
         from pyassemble.zoo.shipped import shipped_index
 
         # Without the core, comparing networks would start numba's compiler and its threads.
         wanted = os.environ.get("PYASSEMBLE_BACKEND") or "native"
         if wanted == "native" and importlib.util.find_spec("pyassemble._native"):
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                app(["zoo", "nearest", "timm:resnet18"], standalone_mode=False)
+                if shipped() is not None:  # otherwise all of timm's architectures would be built first
+                    app(["zoo", "nearest", "timm:resnet18"], standalone_mode=False)
                 app(["similarity", "timm:resnet18", "timm:resnet34"], standalone_mode=False)
     names = {*environment, *os.environ}
     changed = {name: os.environ.get(name) for name in names if environment.get(name) != os.environ.get(name)}
     modules = list(sys.modules.items())
     paths = {file for _, module in modules if isinstance(file := getattr(module, "__file__", None), str)}
+    files = {path: _stamp(path) for path in sorted({*paths, str(shipped_index())})}
+    for path, stamp in files.items():
+        if stamp is not None and began < stamp[0] <= time.time_ns():  # a clock that was wrong makes later ones
+            raise OSError(f"{path} was changed while this was starting; start again")
     # What is there now stays: collections in the forks need not look through it, which would copy its memory.
     gc.collect()
     gc.freeze()
@@ -125,7 +136,7 @@ def preload(*, besides: int) -> Preloaded:
         frozenset(read - _READ_LATE | changed.keys()),
         changed,
         found,
-        {path: _stamp(path) for path in sorted({*paths, str(shipped_index())})},
+        files,
         frozenset(name.partition(".")[0] for name, _ in modules) - {"__main__"},
         frozenset(int(name) for name in os.listdir("/proc/self/fd")) - {0, 1, 2, besides},
     )

@@ -42,6 +42,9 @@ def main() -> None:
     """Serves until it has been idle for too long, or is told to end. Arguments: seconds, and ``detached`` or not."""
     idle, detached = float(sys.argv[1]), sys.argv[2:] == ["detached"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Whoever started this may ignore or block signals, and it has to learn how its forks end.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     code = 0
     try:
         path = socket_path()

@@ -35,15 +35,17 @@ def run(request: Request, folder: int, descriptors: list[int], variables: Mappin
     """
     code = 1
     try:
-        _become(request, folder, descriptors, variables)
-        code = _exit_code()
+        code = _exit_code(request, folder, descriptors, variables)
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-    except OSError:  # whoever read the output has left
+    except BrokenPipeError:  # whoever read the output has left
         code = 120
+    except OSError as error:  # the disk is full
+        code = 120
+        print(f"error: {error}", file=sys.stderr)
     finally:
         os._exit(code)
 
@@ -70,17 +72,20 @@ def _become(request: Request, folder: int, descriptors: list[int], variables: Ma
     _draw_seeds()
 
 
-def _exit_code() -> int:
+def _exit_code(request: Request, folder: int, descriptors: list[int], variables: Mapping[str, str | None]) -> int:
     """What Python makes of how the program ends."""
     from pyassemble.cli.commands import app
 
     try:
+        _become(request, folder, descriptors, variables)
         app()
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return (end.code or 0) & 0xFF
         print(end.code, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the program has begun, which answers it itself
+        return 130
     except BaseException:
         sys.excepthook(*sys.exc_info())
         return 1
