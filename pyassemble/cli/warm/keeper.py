@@ -60,7 +60,10 @@ def _attend(connection: socket.socket, worker: int) -> NoReturn:
     """Passes on signals until the command has ended, and says how it ended; it is killed if the client is."""
 
     def ended(*_: object) -> None:
-        process, status = os.waitpid(worker, os.WNOHANG)
+        try:
+            process, status = os.waitpid(worker, os.WNOHANG)
+        except ChildProcessError:  # the call that this one interrupts has just been told
+            return
         if process:  # and has not only been stopped
             connection.send(str(os.waitstatus_to_exitcode(status)).encode())
             os._exit(0)
