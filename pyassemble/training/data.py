@@ -117,7 +117,8 @@ class Data:
     def check_classes(self, other: Data) -> None:
         """Refuse data whose labels name other classes than these, where both datasets name theirs (``classes``).
 
-        Two image folders of which one lacks a class have labels that look alike and mean different things.
+        Two image folders of which one lacks a class have labels that look alike and mean different things. Where the
+        names differ and the labels do not, a dataset without ``classes`` is taken by its numbers.
 
         Raises:
             MismatchError: They do; the message names what only one of them has, or the first that stands elsewhere.
@@ -131,7 +132,8 @@ class Data:
                 rest = other if one is self else self
                 raise MismatchError(
                     f"{one.name} has {len(names)} classes and {rest.name} {len(without)}; only {one.name} has "
-                    f"{', '.join(lacking[:5])}{', …' if len(lacking) > 5 else ''}"
+                    f"{', '.join(lacking[:5])}{', …' if len(lacking) > 5 else ''} "
+                    "(datasets without `classes` are taken by the numbers of their labels)"
                 )
         for at, (name, its) in enumerate(zip(mine, theirs, strict=False)):
             if name != its:
