@@ -106,6 +106,9 @@ def as_maps(features: torch.Tensor, shape: FeatureShape) -> torch.Tensor:
     if shape.kind == "tokens":
         grid = features[:, shape.prefix_tokens :].transpose(1, 2)
         return grid.reshape(features.shape[0], shape.channels, shape.height, shape.width)
+    if shape.channels_last and shape.channels == 1:
+        # A permutation would give strides by which PyTorch's convolution was seen to read past the end of the features.
+        return features.reshape(features.shape[0], 1, shape.height, shape.width)
     return features.permute(0, 3, 1, 2) if shape.channels_last else features
 
 

@@ -47,6 +47,16 @@ def test_every_pair_of_shapes_gives_exactly_the_target(source: FeatureShape, tar
         assert given_features.grad is not None
 
 
+@given(source=SHAPES, target=SHAPES)
+@example(source=FeatureShape("map", 1, 3, 2, channels_last=True), target=FeatureShape("map", 4, 3, 1))
+@settings(max_examples=60, deadline=None)
+def test_as_in_double_precision(source: FeatureShape, target: FeatureShape) -> None:
+    layer = stitch(source, target, generator=generator())
+    found = layer(features(source))
+    expected = layer.double()(features(source).double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 @given(source=SHAPES, target=SHAPES, factor=st.floats(0.05, 2))
 @settings(max_examples=60, deadline=None)
 def test_a_factor_of_the_input_folds_in(source: FeatureShape, target: FeatureShape, factor: float) -> None:
