@@ -108,7 +108,7 @@ def word(context: Any, block: Any, number: Any) -> Any:
     types = importlib.import_module("numba.core.types")
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_place(builder, *arguments, _int64()))
+        return builder.load(_place(builder, arguments[0], arguments[1], _int64()))
 
     return types.int64(block, types.int64), emit
 
@@ -120,7 +120,7 @@ def real(context: Any, block: Any, number: Any) -> Any:
     ir = importlib.import_module("llvmlite.ir")
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_place(builder, *arguments, ir.DoubleType()))
+        return builder.load(_place(builder, arguments[0], arguments[1], ir.DoubleType()))
 
     return types.float64(block, types.int64), emit
 
@@ -131,7 +131,9 @@ def count(context: Any, block: Any, number: Any) -> Any:
     types = importlib.import_module("numba.core.types")
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("add", _place(builder, *arguments, _int64()), _int64()(1), "monotonic")
+        return builder.atomic_rmw(
+            "add", _place(builder, arguments[0], arguments[1], _int64()), _int64()(1), "monotonic"
+        )
 
     return types.int64(block, types.int64), emit
 
