@@ -48,6 +48,14 @@ def check_interval(beta: float, gamma: float, zeta: float) -> None:
         )
 
 
+def check_bounds(low: float, high: float) -> None:
+    """Refuse bounds between which there is nothing."""
+    for name, value in (("low", low), ("high", high)):
+        check_number_type(name, value, int, float)
+    if not low < high:
+        raise OutOfRangeError(f"low {low}, high {high}; accepted: low < high, infinite for none")
+
+
 def refuse_gradients(x: torch.Tensor, loc: torch.Tensor) -> None:
     """Refuse to overwrite what a backward pass would need."""
     if torch.is_grad_enabled() and (x.requires_grad or loc.requires_grad):

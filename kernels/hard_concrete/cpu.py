@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,11 +30,11 @@ RUN = 8  # rows of channels summed in float32 before the sum goes on in float64
 GATE = 16  # elements that take as long as a gate
 
 # The words of all four regions: addresses, the draw, the layout, how it is cut.
-_WORDS = "16q3d"
+_WORDS = "16q5d"
 _Y, _DY, _X, _LOC, _SUMS, _SCRATCH, _SEED, _OFFSET, _SAMPLES, _OUTER, _CHANNELS, _ROW, _TOGETHER, _REPEAT, _STREAMED = (
     range(FIRST, FIRST + 15)
 )
-_SLOTS, _BETA, _GAMMA, _ZETA = range(FIRST + 15, FIRST + 19)
+_SLOTS, _BETA, _GAMMA, _ZETA, _LOW, _HIGH = range(FIRST + 15, FIRST + 21)
 
 _double = ELEMENTS[torch.float64]
 
@@ -82,34 +83,43 @@ def _draw(block: Any, gate: Any, slope: Any, odds: Any, sample: Any, loc_like: A
         slope[c] = (1.0 if 0.0 <= stretched <= 1.0 else 0.0) * s * (1.0 - s) * (zeta - gamma) / beta
 
 
-@numba_jit(inline=True)
-def _scale(y: Any, x: Any, gate: Any) -> None:
-    for k in range(x.size):
-        store(y, k, load(x, k) * gate)
+# A bound that is NaN bounds nothing, and NaN in x stays: both make every comparison false.
 
 
 @numba_jit(inline=True)
-def _scale_each(y: Any, x: Any, gates: Any) -> None:
+def _cut_off(x: Any, low: Any, high: Any) -> Any:
+    above = low if x <= low else x
+    return high if above >= high else above
+
+
+@numba_jit(inline=True)
+def _scale(y: Any, x: Any, gate: Any, low: Any, high: Any) -> None:
     for k in range(x.size):
-        store(y, k, load(x, k) * gates[k])
+        store(y, k, _cut_off(load(x, k), low, high) * gate)
+
+
+@numba_jit(inline=True)
+def _scale_each(y: Any, x: Any, gates: Any, low: Any, high: Any) -> None:
+    for k in range(x.size):
+        store(y, k, _cut_off(load(x, k), low, high) * gates[k])
 
 
 @numba_jit(inline=True, reassociate=True)
-def _scale_and_dot(dx: Any, dy: Any, x: Any, gate: Any, zero: Any) -> Any:
+def _scale_and_dot(dx: Any, dy: Any, x: Any, gate: Any, low: Any, high: Any, zero: Any) -> Any:
     total = zero
     for k in range(x.size):
-        d = load(dy, k)
-        total += d * load(x, k)
-        store(dx, k, d * gate)
+        d, v = load(dy, k), load(x, k)
+        total += d * _cut_off(v, low, high)
+        store(dx, k, zero if v <= low or v >= high else d * gate)
     return total
 
 
 @numba_jit(inline=True)
-def _scale_and_multiply_add(dx: Any, sums: Any, dy: Any, x: Any, gates: Any) -> None:
+def _scale_and_multiply_add(dx: Any, sums: Any, dy: Any, x: Any, gates: Any, low: Any, high: Any, zero: Any) -> None:
     for k in range(x.size):
-        d = load(dy, k)
-        sums[k] += d * load(x, k)
-        store(dx, k, d * gates[k])
+        d, v = load(dy, k), load(x, k)
+        sums[k] += d * _cut_off(v, low, high)
+        store(dx, k, zero if v <= low or v >= high else d * gates[k])
 
 
 @region(_WORDS)
@@ -123,6 +133,7 @@ def _forward_rows(block: Any) -> None:
     rows = word(block, _SAMPLES) * sample_rows
     x, item = word(block, _X), of_x.itemsize
     streamed = word(block, _STREAMED)
+    low, high = gate.dtype.type(real(block, _LOW)), gate.dtype.type(real(block, _HIGH))
     parts = (row + UNIT - 1) // UNIT
     drawn = -1
     staged = buffer()
@@ -132,8 +143,8 @@ def _forward_rows(block: Any) -> None:
             r, part = n // parts * together, n % parts
             end = min(rows, r + together)
             size = min(UNIT, row - part * UNIT)
-            low = r * row + part * UNIT
-            place = word(block, _Y) + low * item
+            start = r * row + part * UNIT
+            place = word(block, _Y) + start * item
             target = staged if streamed else place
             c = r % sample_rows % channels
             left = sample_rows - r % sample_rows  # of the sample
@@ -145,7 +156,7 @@ def _forward_rows(block: Any) -> None:
                     drawn += 1
                     _draw(block, gate, none, odds, drawn, of_loc)
                     left = sample_rows
-                _scale(elements(target + i, size, of_x), elements(x + low * item + i, size, of_x), gate[c])
+                _scale(elements(target + i, size, of_x), elements(x + start * item + i, size, of_x), gate[c], low, high)
                 left -= 1
                 c = c + 1 if c + 1 < channels else 0
             if streamed:
@@ -159,12 +170,13 @@ def _backward_rows(block: Any) -> None:
     """Sums over space times the slopes, (rows, parts of a row). Units as in the forward pass."""
     of_x, of_loc = like(block, 0), like(block, 1)
     odds, slope, _, gate, _ = _scratch(block, wide_like(block))
-    zero = gate.dtype.type(0)
     channels, row, together = word(block, _CHANNELS), word(block, _ROW), word(block, _TOGETHER)
     sample_rows = word(block, _OUTER) * channels
     rows = word(block, _SAMPLES) * sample_rows
     dy, x, item = word(block, _DY), word(block, _X), of_x.itemsize
     streamed = word(block, _STREAMED)
+    low, high = gate.dtype.type(real(block, _LOW)), gate.dtype.type(real(block, _HIGH))
+    zero = gate.dtype.type(0)
     parts = (row + UNIT - 1) // UNIT
     sums = elements(word(block, _SUMS), rows * parts, _double)
     drawn = -1
@@ -175,8 +187,8 @@ def _backward_rows(block: Any) -> None:
             r, part = n // parts * together, n % parts
             end = min(rows, r + together)
             size = min(UNIT, row - part * UNIT)
-            low = r * row + part * UNIT
-            place = word(block, _Y) + low * item
+            start = r * row + part * UNIT
+            place = word(block, _Y) + start * item
             bytes_of_all = (end - r) * size * item
             target = staged if streamed else place
             c = r % sample_rows % channels
@@ -190,8 +202,8 @@ def _backward_rows(block: Any) -> None:
                     _draw(block, gate, slope, odds, drawn, of_loc)
                     left = sample_rows
                 dx = elements(target + i, size, of_x)
-                d, e = elements(dy + low * item + i, size, of_x), elements(x + low * item + i, size, of_x)
-                total = np.float64(_scale_and_dot(dx, d, e, gate[c], zero))
+                d, e = elements(dy + start * item + i, size, of_x), elements(x + start * item + i, size, of_x)
+                total = np.float64(_scale_and_dot(dx, d, e, gate[c], low, high, zero))
                 # Where the gate is cut off, not even NaN in x or dy counts, as in clamp.
                 sums[r * parts + part] = slope[c] * total if slope[c] != 0.0 else 0.0
                 r += 1
@@ -213,6 +225,7 @@ def _forward_channels(block: Any) -> None:
     rows, repeat = word(block, _SAMPLES) * outer, word(block, _REPEAT)
     item = of_x.itemsize
     streamed = word(block, _STREAMED)
+    low, high = gates.dtype.type(real(block, _LOW)), gates.dtype.type(real(block, _HIGH))
     drawn = -1
     staged = buffer()
     piece = count(block, TAKEN)
@@ -229,7 +242,7 @@ def _forward_channels(block: Any) -> None:
                     i, size = r * channels * item, min(last - r, repeat) * channels
                     place = word(block, _Y) + i
                     x = elements(word(block, _X) + i, size, of_x)
-                    _scale_each(elements(staged if streamed else place, size, of_x), x, gates)
+                    _scale_each(elements(staged if streamed else place, size, of_x), x, gates, low, high)
                     if streamed:
                         stream(place, staged, size * item)
                 first = last
@@ -246,6 +259,8 @@ def _backward_channels(block: Any) -> None:
     rows, repeat = word(block, _SAMPLES) * outer, word(block, _REPEAT)
     item = of_x.itemsize
     streamed = word(block, _STREAMED)
+    low, high = gates.dtype.type(real(block, _LOW)), gates.dtype.type(real(block, _HIGH))
+    zero = gates.dtype.type(0)
     totals[:] = 0.0
     short[:] = 0.0
     drawn = -1
@@ -268,7 +283,7 @@ def _backward_channels(block: Any) -> None:
                         place = word(block, _Y) + i
                         dx = elements(staged if streamed else place, size, of_x)
                         dy, x = elements(word(block, _DY) + i, size, of_x), elements(word(block, _X) + i, size, of_x)
-                        _scale_and_multiply_add(dx, short, dy, x, gates)
+                        _scale_and_multiply_add(dx, short, dy, x, gates, low, high, zero)
                         if streamed:
                             stream(place, staged, size * item)
                     _move_sums(totals, short)
@@ -364,6 +379,7 @@ def _run(
         draw.seed if draw.seed_tensor is None else int(draw.seed_tensor), draw.sample_offset,
         shape.batch, shape.outer, shape.channels, shape.inner, plan.together, plan.repeat,
         worthwhile(plan.staged, y, dy, x), plan.slots, draw.beta, draw.gamma, draw.zeta,
+        draw.low if draw.low > -math.inf else math.nan, draw.high if draw.high < math.inf else math.nan,
     )  # fmt: skip
 
 

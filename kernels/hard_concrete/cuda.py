@@ -41,12 +41,22 @@ def _gates(  # type: ignore[no-untyped-def]
     return gate.to(DTYPE), (open_between * s * (1.0 - s) * ((ZETA - GAMMA) / BETA)).to(DTYPE)
 
 
+@triton_jit()
+def _cut_off(value, x, at_low, at_high, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The value, or others where x is at or beyond the bounds, of which infinite ones bound nothing; NaN stays."""
+    if float("-inf") < LOW:
+        value = tl.where(x <= LOW, at_low, value)
+    if float("inf") > HIGH:
+        value = tl.where(x >= HIGH, at_high, value)
+    return value
+
+
 @triton_jit(do_not_specialize=("seed", "sample_offset"))
 def _forward_kernel(  # type: ignore[no-untyped-def]
     y_ptr, x_ptr, loc_ptr, seed_ptr, seed, sample_offset, outer, channels, space,
-    BETA: tl.constexpr, GAMMA: tl.constexpr, ZETA: tl.constexpr, SEED_IN_MEMORY: tl.constexpr,
-    CHANNELS_INSIDE: tl.constexpr, SAMPLES_IN_SPACE: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    BETA: tl.constexpr, GAMMA: tl.constexpr, ZETA: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    SEED_IN_MEMORY: tl.constexpr, CHANNELS_INSIDE: tl.constexpr, SAMPLES_IN_SPACE: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One tile (space, channels) of one plane; a plane is what lies in memory for one sample and outer index."""
     program = tl.program_id(0).to(tl.int64)  # planes times their size may exceed 2^31
@@ -63,16 +73,16 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         place = plane * space * channels + s + c.to(tl.int64) * space
     mask = (s < space) & (c < channels)
     x = tl.load(x_ptr + place, mask=mask, other=0.0).to(DTYPE)
-    tl.store(y_ptr + place, x * gate, mask=mask)
+    tl.store(y_ptr + place, _cut_off(x, x, LOW, HIGH, LOW, HIGH) * gate, mask=mask)
 
 
 @triton_jit(do_not_specialize=("seed", "sample_offset"))
 def _backward_kernel(  # type: ignore[no-untyped-def]
     dx_ptr, sums_ptr, dy_ptr, x_ptr, loc_ptr, seed_ptr, seed, sample_offset, planes, outer, channels, space,
     planes_together, space_together,
-    BETA: tl.constexpr, GAMMA: tl.constexpr, ZETA: tl.constexpr, SEED_IN_MEMORY: tl.constexpr,
-    CHANNELS_INSIDE: tl.constexpr, SAMPLES_IN_SPACE: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    BETA: tl.constexpr, GAMMA: tl.constexpr, ZETA: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    SEED_IN_MEMORY: tl.constexpr, CHANNELS_INSIDE: tl.constexpr, SAMPLES_IN_SPACE: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Tiles of one block of channels along space and planes, one after the other; their sums to a row of ``sums``."""
     program = tl.program_id(0).to(tl.int64)
@@ -100,15 +110,16 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
             mask = (s < space) & (c < channels)
             x = tl.load(x_ptr + place, mask=mask, other=0.0).to(DTYPE)
             dy = tl.load(dy_ptr + place, mask=mask, other=0.0).to(DTYPE)
+            kept = _cut_off(x, x, LOW, HIGH, LOW, HIGH)
             if SAMPLES_IN_SPACE:
                 gate, slope = _gates(
                     loc_ptr, seed_ptr, seed, s + sample_offset, c, c < channels,
                     BETA, GAMMA, ZETA, SEED_IN_MEMORY, DTYPE,
                 )  # fmt: skip
-                tile += tl.where((slope != 0.0) & mask, x * dy * slope, 0.0)
+                tile += tl.where((slope != 0.0) & mask, kept * dy * slope, 0.0)
             else:
-                tile += x * dy
-            tl.store(dx_ptr + place, dy * gate, mask=mask)
+                tile += kept * dy
+            tl.store(dx_ptr + place, _cut_off(dy * gate, x, 0.0, 0.0, LOW, HIGH), mask=mask)
         column = tl.sum(tile, axis=0)[None, :]
         if SAMPLES_IN_SPACE:
             total += column
@@ -148,6 +159,8 @@ class _Grid:
             "BETA": draw.beta,
             "GAMMA": draw.gamma,
             "ZETA": draw.zeta,
+            "LOW": draw.low,
+            "HIGH": draw.high,
             "SEED_IN_MEMORY": draw.seed_tensor is not None,
             "CHANNELS_INSIDE": self.channels_inside,
             "SAMPLES_IN_SPACE": self.samples_in_space,

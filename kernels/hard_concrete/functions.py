@@ -8,7 +8,7 @@ import torch
 
 from pyassemble.kernels.checks import check_integer, split_seed
 from pyassemble.kernels.hard_concrete import eager
-from pyassemble.kernels.hard_concrete.arguments import check, check_interval, check_loc, refuse_gradients
+from pyassemble.kernels.hard_concrete.arguments import check, check_bounds, check_interval, check_loc, refuse_gradients
 from pyassemble.kernels.hard_concrete.reference import BETA, GAMMA, ZETA, over_channels
 from pyassemble.kernels.hard_concrete.registration import differentiable_gate, gate_in_place
 
@@ -23,6 +23,8 @@ def hard_concrete_gate(
     beta: float = BETA,
     gamma: float = GAMMA,
     zeta: float = ZETA,
+    low: float = -math.inf,
+    high: float = math.inf,
 ) -> torch.Tensor:
     """Multiply x by a hard-concrete gate per (sample, channel), drawn anew for every seed (L0, eq. 10 to 12).
 
@@ -43,6 +45,9 @@ def hard_concrete_gate(
         beta: Temperature, > 0.
         gamma: Lower end of the stretched interval, < 0.
         zeta: Upper end of the stretched interval, > 1.
+        low: Bound at which x is cut off before it is multiplied: 0 makes the operation ReLU and gate in one pass. As
+            with ReLU, no gradient flows to an x that is at the bound or beyond.
+        high: The other bound, larger than low: with (0, 6) it is ReLU6 and gate.
 
     Returns:
         Tensor like x. Differentiable once, by x and loc.
@@ -52,13 +57,14 @@ def hard_concrete_gate(
         OutOfRangeError: A number outside its range.
         TensorError: Tensors whose type, shapes or devices do not go together.
     """
-    quick = eager.gate(x, loc, seed, dim, sample_offset, beta, gamma, zeta)
+    quick = eager.gate(x, loc, seed, dim, sample_offset, beta, gamma, zeta, low, high)
     if quick is not None:
         return quick
     dim = check(x, loc, dim, beta, gamma, zeta)
+    check_bounds(low, high)
     check_integer("sample_offset", sample_offset, 2**62)
     number, tensor = split_seed(seed, x.device)
-    numbers = number, dim, sample_offset, float(beta), float(gamma), float(zeta)
+    numbers = number, dim, sample_offset, float(beta), float(gamma), float(zeta), float(low), float(high)
     y: torch.Tensor = differentiable_gate(x, loc, tensor, *numbers)
     return y
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from pyassemble.kernels import philox
@@ -18,6 +20,8 @@ def hard_concrete_gate_reference(
     beta: float = BETA,
     gamma: float = GAMMA,
     zeta: float = ZETA,
+    low: float = -math.inf,
+    high: float = math.inf,
 ) -> torch.Tensor:
     """The same gate in plain PyTorch from given draws, differentiable to any order.
 
@@ -29,12 +33,21 @@ def hard_concrete_gate_reference(
         beta: Temperature.
         gamma: Lower end of the stretched interval.
         zeta: Upper end of the stretched interval.
+        low: Bound at which x is cut off first.
+        high: The other.
 
     Returns:
         x times the gates, in the type that PyTorch promotes the three to.
     """
     s = torch.sigmoid((torch.log(u) - torch.log1p(-u) + loc) / beta) * (zeta - gamma) + gamma
-    return x * over_channels(s.clamp(0, 1), x.ndim, dim)
+    return cut_off(x, low, high) * over_channels(s.clamp(0, 1), x.ndim, dim)
+
+
+def cut_off(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """X within the bounds, with the derivative of ReLU and its like: zero at them, too."""
+    if low > -math.inf:
+        x = torch.where(x <= low, low, x)
+    return torch.where(x >= high, high, x) if high < math.inf else x
 
 
 def over_channels(gate: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:
@@ -47,13 +60,15 @@ def over_channels(gate: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:
 
 
 class Draw:
-    """What decides the gates beside loc."""
+    """What decides the gates beside loc, and the bounds of what they multiply."""
 
     def __init__(
-        self, seed_tensor: torch.Tensor | None, seed: int, sample_offset: int, beta: float, gamma: float, zeta: float
-    ) -> None:
+        self, seed_tensor: torch.Tensor | None, seed: int, sample_offset: int, beta: float, gamma: float, zeta: float,
+        low: float, high: float,
+    ) -> None:  # fmt: skip
         self.seed_tensor, self.seed, self.sample_offset = seed_tensor, seed, sample_offset
         self.beta, self.gamma, self.zeta = beta, gamma, zeta
+        self.low, self.high = low, high
 
     def gates(self, samples: int, loc: torch.Tensor) -> torch.Tensor:
         """Gates (samples, C) by the eager reference, for devices without a kernel."""

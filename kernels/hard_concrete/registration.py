@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from pyassemble.errors import TensorError
 from pyassemble.kernels.checks import describe
 from pyassemble.kernels.hard_concrete import cpu, cuda
-from pyassemble.kernels.hard_concrete.reference import Draw, over_channels
+from pyassemble.kernels.hard_concrete.reference import Draw, cut_off, over_channels
 from pyassemble.kernels.layout import laid_out_like, layout
 from pyassemble.kernels.operators import differentiable, element, operator
 
@@ -20,7 +21,7 @@ def _forward_into(y: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, dim: int,
         return
     if x.device.type not in ("cpu", "cuda"):
         wide = torch.promote_types(x.dtype, torch.float32)
-        y.copy_(x * over_channels(draw.gates(x.shape[0], loc.to(wide)), x.ndim, dim))
+        y.copy_(cut_off(x, draw.low, draw.high) * over_channels(draw.gates(x.shape[0], loc.to(wide)), x.ndim, dim))
         return
     shape = layout(y, dim)
     if shape is None:  # the samples do not lie one after the other: by way of a copy
@@ -46,7 +47,8 @@ def _backward_into(
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.enable_grad():
             inputs = x.detach().to(wide).requires_grad_(), loc.detach().to(wide).requires_grad_()
-            y = inputs[0] * over_channels(draw.gates(x.shape[0], inputs[1]), x.ndim, dim)
+            kept = cut_off(inputs[0], draw.low, draw.high)
+            y = kept * over_channels(draw.gates(x.shape[0], inputs[1]), x.ndim, dim)
         grad_x, grad_loc = torch.autograd.grad(y, inputs, dy.to(wide))
         dx.copy_(grad_x)
         return grad_loc.to(loc.dtype)
@@ -87,7 +89,10 @@ def _fake_backward(dy: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, *_: Any
     return torch.empty_like(x), loc.new_empty(loc.shape)
 
 
-_NUMBERS = "Tensor? seed_tensor, SymInt seed, int dim, SymInt sample_offset, float beta, float gamma, float zeta"
+_NUMBERS = (
+    "Tensor? seed_tensor, SymInt seed, int dim, SymInt sample_offset, float beta, float gamma, float zeta, "
+    "float low, float high"
+)
 _gate = operator(f"hard_concrete_gate(Tensor x, Tensor loc, {_NUMBERS}) -> Tensor", _run, _fake)
 _gate_backward = operator(
     f"hard_concrete_gate_backward(Tensor dy, Tensor x, Tensor loc, {_NUMBERS}) -> (Tensor, Tensor)",
@@ -102,7 +107,7 @@ def gate_in_place(
     beta: float, gamma: float, zeta: float,
 ) -> None:  # fmt: skip
     """The gate written over x, without a derivative."""
-    draw = Draw(seed_tensor, seed, sample_offset, beta, gamma, zeta)
+    draw = Draw(seed_tensor, seed, sample_offset, beta, gamma, zeta, -math.inf, math.inf)
     if layout(x, dim) is not None:
         _forward_into(x, x, loc, dim, draw)
     else:
@@ -130,18 +135,23 @@ def _gate_in_place_batched(info: Any, dims: tuple[Any, ...], *arguments: Any) ->
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     x, loc, seed_tensor, *ctx.numbers = inputs
-    needs_loc = ctx.needs_input_grad[1]
-    ctx.save_for_backward(x if needs_loc else None, loc, seed_tensor)
+    ctx.save_for_backward(x if needs_x(ctx, *ctx.numbers[-2:]) else None, loc, seed_tensor)
+
+
+def needs_x(ctx: Any, low: float, high: float) -> bool:
+    """Whether the derivatives that are asked for depend on x: without bounds the gate is linear in it."""
+    bounded = low > -math.inf or high < math.inf
+    return bool(ctx.needs_input_grad[1] or bounded)
 
 
 def differentiate(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     """Gradients of the operator's arguments, from what was kept for them."""
     x, loc, seed_tensor = ctx.saved_tensors
-    if ctx.needs_input_grad[1]:
+    if x is not None:
         dx, dloc = _gate_backward(dy, x, loc, seed_tensor, *ctx.numbers)
-    else:  # the gate is linear in x
+    else:
         dx, dloc = _gate(dy, loc, seed_tensor, *ctx.numbers), None
-    return dx, dloc, *[None] * 7
+    return dx, dloc, *[None] * (len(ctx.numbers) + 1)
 
 
 differentiable_gate = differentiable(_gate, differentiate, _keep_for_backward)

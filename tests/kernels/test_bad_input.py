@@ -57,6 +57,17 @@ OFFSETS: list[tuple[dict[str, Any], type[PyAssembleError], str]] = [
     ({"sample_offset": -1}, OutOfRangeError, "sample_offset must be in"),
     ({"sample_offset": 1.5}, ArgumentTypeError, "sample_offset must be an int"),
 ]
+BOUNDS: list[tuple[dict[str, Any], type[PyAssembleError], str]] = [
+    ({"low": 1.0, "high": 1.0}, OutOfRangeError, "low 1.0, high 1.0; accepted: low < high"),
+    ({"low": math.nan}, OutOfRangeError, "low nan"),
+    ({"high": "6"}, ArgumentTypeError, "high must be a number"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BOUNDS)
+def test_bounds(change: dict[str, Any], error: type[PyAssembleError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        hard_concrete_gate(X, LOC, seed=1, **change)
 
 
 @pytest.mark.parametrize(("change", "error", "message"), GATES + SEEDS + OFFSETS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import nn
 
 from pyassemble.kernels import (
     gate_open_probability,
@@ -18,7 +20,10 @@ from pyassemble.kernels import (
     philox,
 )
 from pyassemble.kernels.layout import layout
-from tests.kernels.backends import BACKENDS, DTYPES, assert_as_good_as_eager, gate
+from tests.kernels.backends import BACKENDS, DTYPES, NO_BOUNDS, assert_as_good_as_eager, gate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CASES = {  # shape, dimension of the channels, memory format
     "images": ((4, 8, 16, 16), 1, torch.contiguous_format),
@@ -40,6 +45,14 @@ CASES = {  # shape, dimension of the channels, memory format
     "no channels": ((2, 0, 3), 1, torch.contiguous_format),
 }
 
+ACTIVATIONS: dict[tuple[float, float], Callable[[torch.Tensor], torch.Tensor]] = {
+    NO_BOUNDS: nn.Identity(),
+    (0.0, math.inf): nn.ReLU(),
+    (0.0, 6.0): nn.ReLU6(),
+    (-math.inf, 0.5): lambda x: torch.where(x >= 0.5, 0.5, x),
+    (-1.0, 1.0): nn.Hardtanh(),
+}
+
 
 def example(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     shape, dim, memory_format = CASES[name]
@@ -50,11 +63,18 @@ def example(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def eager(
-    x: torch.Tensor, loc: torch.Tensor, dy: torch.Tensor, seed: int, dim: int, dtype: torch.dtype
+    x: torch.Tensor,
+    loc: torch.Tensor,
+    dy: torch.Tensor,
+    seed: int,
+    dim: int,
+    dtype: torch.dtype,
+    bounds: tuple[float, float] = NO_BOUNDS,
 ) -> tuple[torch.Tensor, ...]:
+    """With the activation that has these bounds before the gate."""
     x, loc = x.to(dtype).requires_grad_(), loc.to(dtype).requires_grad_()
     u = philox.gate_draws(seed, torch.arange(x.shape[0]), loc.shape[0])
-    y = hard_concrete_gate_reference(x, loc, u.to(dtype), dim=dim)
+    y = hard_concrete_gate_reference(ACTIVATIONS[bounds](x), loc, u.to(dtype), dim=dim)
     return (y.detach(), *torch.autograd.grad(y, (x, loc), dy.to(dtype)))
 
 
@@ -69,6 +89,26 @@ def test_error_is_at_most_twice_that_of_eager(backend: str, dtype: torch.dtype, 
     for what, a, b, c in zip(("y", "grad x", "grad loc"), ours, same, exact, strict=True):
         assert_as_good_as_eager(a, b, c, what)
     assert ours[0].stride() == x.stride()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", ["odd", "channels last", "tokens", "features", "channels in the middle", "no space"])
+@pytest.mark.parametrize("bounds", list(ACTIVATIONS)[1:])
+def test_bounds_are_those_of_an_activation(
+    backend: str, dtype: torch.dtype, case: str, bounds: tuple[float, float]
+) -> None:
+    x, loc, dy, dim = example(case, dtype)
+    numbers = torch.arange(x.numel()).reshape(x.shape)
+    x = torch.where(numbers % 3 == 0, torch.tensor([0.0, 6.0, -1.0, 0.5])[numbers % 4].to(dtype), 3 * x)
+    x = x.contiguous(memory_format=CASES[case][2])
+    ours = gate(backend, x, loc, dy, seed=7, dim=dim, bounds=bounds)
+    same = eager(x.clone(), loc.clone(), dy, 7, dim, dtype, bounds)
+    exact = eager(x.double(), loc.double(), dy, 7, dim, torch.float64, bounds)
+    terms = (dy.double() * ACTIVATIONS[bounds](x.double())).abs().sum([d for d in range(x.ndim) if d != dim])
+    for what, a, b, c, of in zip(("y", "grad x", "grad loc"), ours, same, exact, (None, None, terms), strict=True):
+        assert_as_good_as_eager(a, b, c, what, of)
+    assert (ours[1][(x <= bounds[0]) | (x >= bounds[1])] == 0).all()
 
 
 @pytest.mark.parametrize("case", ["images", "channels last", "tokens", "features"])
@@ -120,7 +160,8 @@ def test_gradcheck_of_the_reference() -> None:
 def test_gradcheck_of_the_operator() -> None:
     x = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     loc = torch.randn(4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a, b: hard_concrete_gate(a, b, seed=5), (x, loc))
+    for low, high in ACTIVATIONS:
+        assert torch.autograd.gradcheck(lambda a, b: hard_concrete_gate(a, b, seed=5, low=low, high=high), (x, loc))  # noqa: B023
 
 
 @pytest.mark.parametrize("loc", [-2.0, 0.0, 1.0, 3.0])
@@ -139,7 +180,8 @@ def test_distribution_has_the_closed_form(loc: float) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["odd", "channels last", "features", "channels in the middle"])
-def test_nan_and_infinity_go_where_eager_sends_them(backend: str, case: str) -> None:
+@pytest.mark.parametrize("bounds", ACTIVATIONS)
+def test_nan_and_infinity_go_where_eager_sends_them(backend: str, case: str, bounds: tuple[float, float]) -> None:
     x, loc, dy, dim = example(case, torch.float32)
     x[..., -1] = math.inf
     x[0].select(dim - 1, 0).fill_(math.nan)
@@ -147,8 +189,8 @@ def test_nan_and_infinity_go_where_eager_sends_them(backend: str, case: str) -> 
     dy[2].select(dim - 1, 2).fill_(math.inf)
     loc[0], loc[1], loc[2] = -math.inf, math.inf, -9.0
     loc[3] = math.nan
-    ours = gate(backend, x, loc, dy, seed=7, dim=dim)
-    theirs = eager(x.clone(), loc.clone(), dy, 7, dim, torch.float32)
+    ours = gate(backend, x, loc, dy, seed=7, dim=dim, bounds=bounds)
+    theirs = eager(x.clone(), loc.clone(), dy, 7, dim, torch.float32, bounds)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-5)
 
@@ -217,8 +259,13 @@ def test_only_what_needs_a_gradient_is_kept() -> None:
         kept.clear()
         both = hard_concrete_gate(x, loc.requires_grad_(), seed=3)
         assert {t.data_ptr() for t in kept} == {x.data_ptr(), loc.data_ptr()}
+        kept.clear()
+        bounded = hard_concrete_gate(x, loc.detach(), seed=3, low=0.0)
+        assert {t.data_ptr() for t in kept} == {x.data_ptr(), loc.data_ptr()}
     dy = torch.randn_like(y)
     assert torch.equal(torch.autograd.grad(y, x, dy)[0], torch.autograd.grad(both, x, dy)[0])
+    expected = torch.autograd.grad(hard_concrete_gate(x.relu(), loc.detach(), seed=3), x, dy)[0]
+    assert torch.equal(torch.autograd.grad(bounded, x, dy)[0], expected)
 
 
 def test_sums_do_not_depend_on_the_number_of_threads() -> None:

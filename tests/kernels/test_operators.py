@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -34,11 +35,12 @@ quiet = pytest.mark.filterwarnings("ignore")
 def test_opcheck(memory_format: torch.memory_format, seed: tuple[torch.Tensor | None, int]) -> None:
     x = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format).requires_grad_()
     loc = torch.randn(3, requires_grad=True)
-    numbers = (*seed, 1, 0, 2 / 3, -0.1, 1.1)
+    plain = (*seed, 1, 0, 2 / 3, -0.1, 1.1)
+    numbers = (*plain, 0.0, math.inf)
     torch.library.opcheck(OPS.hard_concrete_gate.default, (x, loc, *numbers))
     frozen = x.detach(), loc.detach()
     torch.library.opcheck(OPS.hard_concrete_gate_backward.default, (frozen[0].clone(), *frozen, *numbers))
-    torch.library.opcheck(OPS.hard_concrete_gate_.default, (*frozen, *numbers))
+    torch.library.opcheck(OPS.hard_concrete_gate_.default, (*frozen, *plain))
     torch.library.opcheck(OPS.perturb.default, (x, 0.1, *seed))
     clean = [frozen[0], torch.randn(2, 7)]
     torch.library.opcheck(OPS.frobenius_score.default, (clean, [2 * c for c in clean]))
