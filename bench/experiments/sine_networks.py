@@ -60,13 +60,15 @@ class Drawn(nn.Module):
         super().__init__()
         if not site.direct:
             raise ValueError(f"{site}: each channel needs a gate of its own")
-        self.group, self.dim = site.groups[0], site.dim
+        self.group, self.dim, self.bounds = site.groups[0], site.dim, site.bounds
         self._bank = [bank]
         self.register_buffer("u", torch.empty(0))
         self.u: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        return hard_concrete_gate_reference(x, self._bank[0].locs[self.group], self.u, dim=self.dim)
+        low, high = self.bounds
+        loc = self._bank[0].locs[self.group]
+        return hard_concrete_gate_reference(x, loc, self.u, dim=self.dim, low=low, high=high)
 
 
 class Penalized(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -138,11 +139,17 @@ class GateSite(nn.Module):
         groups: (P,) group of each position along ``dim``.
         units: (P,) unit of each position.
         dim: The dimension of the channels.
+
+    Attributes:
+        activation: What is done to the channels before they are gated (see :meth:`take_in`).
+        bounds: Where it cuts them off.
     """
 
     def __init__(self, bank: GateBank, groups: Tensor, units: Tensor, dim: int) -> None:
         super().__init__()
         self.dim = dim
+        self.activation: nn.Module = nn.Identity()
+        self.bounds = -math.inf, math.inf
         self._bank = [bank]
         self.groups = sorted(set(groups.tolist()))
         start = dict(zip(self.groups, _starts([len(bank.locs[g]) for g in self.groups]), strict=True))
@@ -161,11 +168,19 @@ class GateSite(nn.Module):
             if torch.equal(index, whole.repeat_interleave(repeat)):
                 self.repeat = repeat
 
+    def take_in(self, activation: nn.Module, bounds: tuple[float, float]) -> None:
+        """Does an activation that cuts off at these bounds before the gates; in training, in one pass with them.
+
+        Only where :attr:`direct`.
+        """
+        self.activation, self.bounds = activation, bounds
+
     def forward(self, x: Tensor) -> Tensor:
-        """X times the gates: drawn per sample in training, fixed in evaluation."""
+        """The activation of x times the gates: drawn per sample in training, fixed in evaluation."""
         bank = self._bank[0]
         if bank.forced_open:
-            return x
+            opened: Tensor = self.activation(x)
+            return opened
         if self.direct:
             return self._gated(x, self.dim)
         if self.repeat:
@@ -176,9 +191,10 @@ class GateSite(nn.Module):
     def _gated(self, x: Tensor, dim: int) -> Tensor:
         bank, group = self._bank[0], self.groups[0]
         if self.training:
-            y: Tensor = hard_concrete_gate(x, bank.locs[group], seed=bank.seed(group), dim=dim)
+            low, high = self.bounds
+            y: Tensor = hard_concrete_gate(x, bank.locs[group], seed=bank.seed(group), dim=dim, low=low, high=high)
         else:
-            y = hard_concrete_eval(x, bank.locs[group], dim=dim)
+            y = hard_concrete_eval(self.activation(x), bank.locs[group], dim=dim)
         return y
 
     def _values(self, x: Tensor) -> Tensor:

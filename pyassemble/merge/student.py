@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from pyassemble.errors import OutOfRangeError, UnknownOptionError
+from pyassemble.merge.activations import take_into_gates
 from pyassemble.merge.compress import (
     check_kept,
     chosen_units,
@@ -114,7 +115,11 @@ class WideStudent(nn.Module):
             return GateSite(self.gates, groups, places.teacher * sizes[groups] + units, places.dim)
 
         device = self.gates.step.device
-        return widen(self._coupling, teachers, kept, site, device, compressed=chosen, blocks=blocks, union=self.union)
+        widened = widen(
+            self._coupling, teachers, kept, site, device, compressed=chosen, blocks=blocks, union=self.union
+        )
+        take_into_gates(widened.graph)
+        return widened
 
     def _enter_stage(self, stage: int, kept: Kept, widened: Widened) -> None:
         self._stage, self._kept, self._widened = stage, kept, widened

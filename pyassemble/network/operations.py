@@ -7,6 +7,7 @@ no table is not known, and analyses refuse it by name.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,15 @@ def acts_elementwise(module: nn.Module) -> bool:
         return False
     steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     return all(node.op != "call_module" and kind_of(node, module) == ELEMENTWISE for node in steps)
+
+
+def cut_off_bounds(module: nn.Module | None) -> tuple[float, float] | None:
+    """Where an activation cuts off what it otherwise leaves as it is, such as (0, inf) of ReLU; None for all else."""
+    if type(module) is nn.ReLU:
+        return 0.0, math.inf
+    if isinstance(module, nn.Hardtanh) and type(module) in (nn.ReLU6, nn.Hardtanh):
+        return float(module.min_val), float(module.max_val)
+    return None
 
 
 def is_linear(node: fx.Node, root: nn.Module) -> bool:

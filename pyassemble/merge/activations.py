@@ -1,0 +1,118 @@
+"""Activations that cut off, such as ReLU and ReLU6, taken into the gates that follow them.
+
+A gate after an activation is one more pass over a large tensor in either direction. The gate's kernel can cut off what
+it multiplies, so that both are one pass. Measured on mobilenetv2_100, two teachers, 8 images of 160 × 160, 2 CPU
+threads: FIGURE.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from torch import fx, nn
+
+from pyassemble.merge.gates import GateSite
+from pyassemble.network import operations as ops
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def take_into_gates(network: fx.GraphModule) -> None:
+    """Lets each gate do the activation whose result it alone uses; the network computes what it did.
+
+    Args:
+        network: With modules :class:`GateSite`; changed in place. An activation at the end of a layer of its own, as in
+            timm's norms with activation, leaves that layer.
+    """
+    for node in list(network.graph.nodes):
+        site = _module(node, network)
+        if isinstance(site, GateSite) and site.direct:
+            _take(node, site, network)
+    network.graph.lint()
+    network.recompile()
+
+
+def _take(node: fx.Node, site: GateSite, network: fx.GraphModule) -> None:
+    """The activation before one gate, if there is one."""
+    passed = list(_alone(node.all_input_nodes[0], network))
+    if not passed:
+        return
+    last = passed[-1]
+    activation = _activation(last, network)
+    if activation is None:
+        activation = _split_off(last, network)
+    elif _own(last.all_input_nodes[0], network):
+        last.replace_all_uses_with(last.all_input_nodes[0])
+        network.graph.erase_node(last)
+    else:
+        return
+    bounds = ops.cut_off_bounds(activation)
+    if activation is not None and bounds is not None:
+        site.take_in(activation, bounds)
+
+
+def _own(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether the gate's backward pass may look at what a step gives: nobody else might change it in place."""
+    return len(node.users) == 1 and node.op != "placeholder" and ops.kind_of(node, network) != ops.MOVEMENT
+
+
+def _alone(node: fx.Node, network: fx.GraphModule) -> Iterator[fx.Node]:
+    """A step that has one user, after others that have one and change nothing."""
+    while len(node.users) == 1:
+        yield node
+        if not isinstance(_module(node, network), nn.Identity):
+            return
+        node = node.all_input_nodes[0]
+
+
+def _activation(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
+    """A module that does what a step does, if that is an activation that cuts off."""
+    module = _module(node, network)
+    if module is not None:
+        return copy.deepcopy(module) if ops.cut_off_bounds(module) is not None else None
+    kinds = {"relu": nn.ReLU, "relu6": nn.ReLU6}
+    name = ops.operation_name(node) if node.op in ("call_function", "call_method") else ""
+    return kinds[name]() if name in kinds else None
+
+
+def _split_off(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
+    """The activation that a layer ends in, which it then does no longer."""
+    layer = _module(node, network)
+    name = None if layer is None else _ending(layer)
+    calls = network.graph.find_nodes(op="call_module", target=node.target)
+    if layer is None or name is None or len(calls) > 1:
+        return None
+    activation = layer.get_submodule(name)
+    layer.set_submodule(name, nn.Identity())
+    return activation
+
+
+def _ending(layer: nn.Module) -> str | None:
+    """Name of the module that the forward of a layer ends in, in train mode as in eval mode, if it cuts off."""
+    if not any(ops.cut_off_bounds(child) is not None for child in layer.children()):
+        return None
+    twin = copy.deepcopy(layer)
+    endings = set()
+    for training in (True, False):
+        try:
+            graph = _Steps().trace(twin.train(training))
+        except Exception:  # whatever a foreign forward may raise
+            return None
+        (result,) = graph.find_nodes(op="output")[0].args
+        called = isinstance(result, fx.Node) and result.op == "call_module" and len(result.users) == 1
+        endings.add(str(result.target) if called else "")
+        if called and len(graph.find_nodes(op="call_module", target=result.target)) > 1:
+            return None
+    name = endings.pop()
+    return name if not endings and name and ops.cut_off_bounds(twin.get_submodule(name)) is not None else None
+
+
+class _Steps(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
