@@ -174,13 +174,16 @@ class LowerLayers(LowerMovement):
         return self.graph.call_function(node.target, (self.made[argument], filters), values), places  # type: ignore[arg-type]
 
     def gated(self, node: fx.Node, x: Any, places: Places | None) -> Any:
-        """What enters a layer, times its gates."""
+        """What enters a layer, times its gates: one product for all layers that the same gates of one tensor enter."""
         if self.gate is None or places is None:
             return x
-        site = self.gate(self.coupling.mixing[node][places.index], places)
-        if site is None:
-            return x
-        return self.call(node, f"gate_sites.{str(node.target).replace('.', '_')}", site, x)
+        labels = self.coupling.mixing[node][places.index]
+        key = x, places.dim, tuple(labels.tolist()), tuple(places.teacher.tolist())
+        if key not in self.products:
+            site = self.gate(labels, places)
+            name = f"gate_sites.{str(node.target).replace('.', '_')}"
+            self.products[key] = x if site is None else self.call(node, name, site, x)
+        return self.products[key]
 
     def spanning(self, node: fx.Node, module: nn.Module, places: Places) -> tuple[Any, Wide]:
         """Each teacher's channels normalized by themselves, then side by side."""

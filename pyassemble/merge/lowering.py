@@ -81,6 +81,7 @@ class Lowering:
         self.made: dict[fx.Node, Any] = {}
         self.wide: dict[fx.Node, Wide] = {}
         self.passed: dict[fx.Node, tuple[Any, Wide]] = {}  # steps that were dealt with together with one before them
+        self.products: dict[Any, Any] = {}  # what gates have made of a tensor
         self.places: dict[str, dict[int, Places]] = {}
         self.parts: dict[str, list[Part]] = {}
         self.folds: list[Fold] = []
