@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from pyassemble.kernels import hard_concrete_gate, hard_concrete_gate_reference,
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 CPU_SHAPES = [(64, 64, 32, 32)]
+
+Form = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def published(x: torch.Tensor, loc: torch.Tensor) -> torch.Tensor:
@@ -35,16 +38,29 @@ def fused(x: torch.Tensor, loc: torch.Tensor) -> torch.Tensor:
     return hard_concrete_gate(x, loc, seed=3)
 
 
-def compare(record: Any, shape: tuple[int, ...], device: str, dtype: torch.dtype, last: bool, rounds: int) -> None:
+def fused_after_relu(x: torch.Tensor, loc: torch.Tensor) -> torch.Tensor:
+    return hard_concrete_gate(x, loc, seed=3, low=0.0)
+
+
+def after_relu(form: Form) -> Form:
+    return lambda x, loc: form(x.relu(), loc)
+
+
+def compare(
+    record: Any, shape: tuple[int, ...], device: str, dtype: torch.dtype, last: bool, relu: bool, rounds: int
+) -> None:
     memory_format = torch.channels_last if last else torch.contiguous_format
     x, dy = (torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=memory_format) for _ in range(2))
     loc = torch.randn(shape[1], device=device, requires_grad=True)
     # The same numbers, before any timing.
     values = hard_concrete_values(loc.detach(), shape[0], seed=3).to(dtype)
-    torch.testing.assert_close(fused(x, loc.detach()), x * values[:, :, None, None], rtol=2e-2, atol=1e-6)
-    del values
+    expected = (x.relu() if relu else x) * values[:, :, None, None]
+    ours = fused_after_relu if relu else fused
+    torch.testing.assert_close(ours(x, loc.detach()), expected, rtol=2e-2, atol=1e-6)
+    del values, expected
     torch._dynamo.reset()
-    forms = {"pyassemble": fused, "published": published, "eager": eager, "compiled": torch.compile(eager)}
+    peers = {name: after_relu(form) if relu else form for name, form in (("published", published), ("eager", eager))}
+    forms = {"pyassemble": ours, **peers, "compiled": torch.compile(peers["eager"])}
     target = torch.empty_like(x)
     for backward in (False, True):
         source = x.detach().requires_grad_(backward)
@@ -63,7 +79,9 @@ def compare(record: Any, shape: tuple[int, ...], device: str, dtype: torch.dtype
         share = took["copy"] * (2.5 if backward else 1) / took["pyassemble"]
         kind = "forward + backward" if backward else "forward"
         layout = "channels last" if last else "contiguous"
-        what = f"gate {kind}, {'×'.join(map(str, shape))} {str(dtype)[6:]} {layout}, {device}"
+        what = (
+            f"{'ReLU and ' if relu else ''}gate {kind}, {'×'.join(map(str, shape))} {str(dtype)[6:]} {layout}, {device}"
+        )
         for peer in ("published", "eager", "compiled"):
             record(what, took["pyassemble"], "s", peer=peer, peer_value=took[peer])
         record(f"{what}: of copy bandwidth", 100 * share, "%")
@@ -73,22 +91,26 @@ def compare(record: Any, shape: tuple[int, ...], device: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("relu", [False, True], ids=["gate", "ReLU and gate"])
 @pytest.mark.parametrize("shape", CPU_SHAPES, ids=str)
-def test_gate_on_the_cpu(record: Any, request: pytest.FixtureRequest, shape: tuple[int, ...], last: bool) -> None:
+def test_gate_on_the_cpu(
+    record: Any, request: pytest.FixtureRequest, shape: tuple[int, ...], relu: bool, last: bool
+) -> None:
     smoke = smoke_run(request.config)
-    compare(record, (2, 4, 8, 8) if smoke else shape, "cpu", torch.float32, last, 1 if smoke else 60)
+    compare(record, (2, 4, 8, 8) if smoke else shape, "cpu", torch.float32, last, relu, 1 if smoke else 60)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("relu", [False, True], ids=["gate", "ReLU and gate"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", CUDA_BYTES)
-def test_gate_on_cuda(record: Any, size: int, dtype: torch.dtype, last: bool) -> None:
+def test_gate_on_cuda(record: Any, size: int, dtype: torch.dtype, relu: bool, last: bool) -> None:
     if torch.cuda.mem_get_info()[0] < 12 * size:
         pytest.skip(f"needs {12 * size / 2**30:.0f} GiB of free memory for eager's intermediates")
     batch = size // (256 * 32 * 32 * dtype.itemsize)
-    compare(record, (batch, 256, 32, 32), "cuda", dtype, last, 50)
+    compare(record, (batch, 256, 32, 32), "cuda", dtype, last, relu, 50)
 
 
 FIRST = """
