@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -86,3 +91,13 @@ class SearchEpoch:
     def candidates(self) -> list[tuple[float, int]]:
         """Score and size of every candidate, in the order in which they were scored."""
         return [(float(s), int(p)) for s, p in zip(self.scores.split(), self.parameters.split(), strict=True)]
+
+
+def of_method(rows: Sequence[Row], method: str) -> list[Row]:
+    """The runs of one method."""
+    return [row for row in rows if row.method == method]
+
+
+def mean_of(rows: Sequence[Row], name: str) -> float:
+    """The mean of one of their figures."""
+    return statistics.mean(getattr(row, name) for row in rows)
