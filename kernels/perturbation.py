@@ -26,6 +26,7 @@ from pyassemble.kernels.layout import laid_out_like, layout
 from pyassemble.kernels.memory import ELEMENTS, elements
 from pyassemble.kernels.operators import differentiable, operator
 from pyassemble.kernels.philox import numba_uniform, numba_words, triton_uniform_run
+from pyassemble.kernels.regions import ARRIVED, FIRST, PIECES, TAKEN, count, cut, like, real, region, wide_like, word
 from pyassemble.kernels.streaming import buffer, finish, stream, worthwhile
 
 if TYPE_CHECKING:
@@ -43,7 +44,12 @@ def perturb_reference(x: torch.Tensor, alpha: float, u: torch.Tensor) -> torch.T
 # -- CPU ---------------------------------------------------------------------------------------------------------------
 
 
-@numba_jit()
+_Y, _X, _SIZE, _SEED, _CHANNELS, _SPACE, _STREAMED, _SCRATCH, _ALPHA = range(FIRST, FIRST + 9)
+
+_single = ELEMENTS[torch.float32]
+
+
+@numba_jit(inline=True)
 def _draw_noise(u: Any, seed: Any, first: Any) -> None:
     for k in range(u.size // 4):
         block = first + k
@@ -54,56 +60,61 @@ def _draw_noise(u: Any, seed: Any, first: Any) -> None:
         u[4 * k + 3] = numba_uniform(words[3])
 
 
-@numba_jit()
+@numba_jit(inline=True)
 def _add(y: Any, x: Any, alpha: Any, u: Any) -> None:
     for i in range(x.size):
         store(y, i, load(x, i) + alpha * u[i])
 
 
-@numba_jit()
-def _cpu_perturb(
-    start: Any, stop: Any, like: Any, y_address: Any, x_address: Any, size: Any, alpha: Any, seed: Any, channels: Any,
-    space: Any, unit: Any, streamed: Any,
-) -> None:  # fmt: skip
+@region("8qd")
+def _cpu_perturb(block: Any) -> None:
     """Unit: some blocks of four draws. Memory is (samples, space, channels), row-major order (samples, channels,
     space); where they agree, both are given as 1.
     """  # noqa: D205
-    y, x = elements(y_address, size, like), elements(x_address, size, like)
-    u = np.empty(4 * unit, np.float32)
+    of_x, alpha = like(block, 0), wide_like(block).dtype.type(real(block, _ALPHA))
+    size, seed, streamed = word(block, _SIZE), word(block, _SEED), word(block, _STREAMED)
+    channels, space, item = word(block, _CHANNELS), word(block, _SPACE), of_x.itemsize
+    y, x = elements(word(block, _Y), size, of_x), elements(word(block, _X), size, of_x)
+    u = elements(word(block, _SCRATCH) + count(block, ARRIVED) * 16 * UNIT, 4 * UNIT, _single)
     staged = buffer()
-    for n in range(start, stop):
-        _draw_noise(u, seed, n * unit)
-        low = n * 4 * unit
-        high = min(size, low + 4 * unit)
-        if channels == 1:
-            place = y_address + low * like.itemsize
-            _add(elements(staged if streamed else place, high - low, like), x[low:high], alpha, u)
-            if streamed:
-                stream(place, staged, (high - low) * like.itemsize)
-        else:
-            s, c = low % space, low // space % channels
-            i = low // (space * channels) * space * channels + s * channels + c
-            for k in range(high - low):
-                store(y, i, load(x, i) + alpha * u[k])
-                s += 1
-                i += channels
-                if s == space:  # the next channel's first place, or the next sample's
-                    s = 0
-                    c += 1
-                    i -= space * channels - 1
-                    if c == channels:
-                        c = 0
-                        i += (space - 1) * channels
+    piece = count(block, TAKEN)
+    while piece < word(block, PIECES):
+        for n in range(cut(block, piece), cut(block, piece + 1)):
+            _draw_noise(u, seed, n * UNIT)
+            low = n * 4 * UNIT
+            high = min(size, low + 4 * UNIT)
+            if channels == 1:
+                place = word(block, _Y) + low * item
+                _add(elements(staged if streamed else place, high - low, of_x), x[low:high], alpha, u)
+                if streamed:
+                    stream(place, staged, (high - low) * item)
+            else:
+                s, c = low % space, low // space % channels
+                i = low // (space * channels) * space * channels + s * channels + c
+                for k in range(high - low):
+                    store(y, i, load(x, i) + alpha * u[k])
+                    s += 1
+                    i += channels
+                    if s == space:  # the next channel's first place, or the next sample's
+                        s = 0
+                        c += 1
+                        i -= space * channels - 1
+                        if c == channels:
+                            c = 0
+                            i += (space - 1) * channels
+        piece = count(block, TAKEN)
     finish()
 
 
 def _cpu(y: torch.Tensor, x: torch.Tensor, alpha: float, seed: int, channels: int, space: int) -> None:
-    scalar = np.asarray(alpha, np.float64 if x.dtype is torch.float64 else np.float32)[()]
     units = -(-x.numel() // (4 * UNIT))
-    arrays = ELEMENTS[x.dtype], y.data_ptr(), x.data_ptr(), x.numel()
+    threads = parallel.threads_for(units, 16 * UNIT)  # a draw costs several times what an element does elsewhere
+    scratch = torch.empty(threads * 4 * UNIT, dtype=torch.float32)
     streamed = channels == 1 and worthwhile(4 * UNIT, y, x)
-    # A draw costs several times what an element does elsewhere.
-    parallel.launch(_cpu_perturb, units, 16 * UNIT, *arrays, scalar, seed, channels, space, UNIT, streamed)
+    _cpu_perturb.run(
+        (x.dtype,), units, threads,
+        y.data_ptr(), x.data_ptr(), x.numel(), seed, channels, space, streamed, scratch.data_ptr(), alpha,
+    )  # fmt: skip
 
 
 # -- CUDA --------------------------------------------------------------------------------------------------------------

@@ -6,14 +6,15 @@ import ctypes
 import threading
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 
 from pyassemble.kernels import frobenius_score, hard_concrete_gate, parallel, perturb
+from pyassemble.kernels.memory import elements
+from pyassemble.kernels.regions import FIRST, PIECES, TAKEN, UNITS, count, cut, like, region, word
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(params=["openmp", "pool"])
@@ -29,39 +30,55 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     torch.set_num_threads(before)
 
 
+def entry(function: Callable[[Any], None]) -> parallel.Entry:
+    """A Python function as machine code."""
+    callback = parallel._FUNCTION(function)
+    address = ctypes.cast(callback, ctypes.c_void_p).value
+    assert address is not None
+    made = parallel.Entry(address)
+    made.callback = callback  # type: ignore[attr-defined]  # kept alive with it
+    return made
+
+
+@region("q")
+def _mark(block: Any) -> None:
+    """One more in the place of each unit."""
+    done = elements(word(block, FIRST), word(block, UNITS), like(block, 0))
+    piece = count(block, TAKEN)
+    while piece < word(block, PIECES):
+        for n in range(cut(block, piece), cut(block, piece + 1)):
+            done[n] += 1
+        piece = count(block, TAKEN)
+
+
 @pytest.mark.usefixtures("threads")
-def test_every_unit_once_and_on_several_threads() -> None:
-    done = np.zeros(1000, np.int64)
+@pytest.mark.parametrize("units", [0, 1, 7, 1000])
+@pytest.mark.parametrize("number", [1, 4])
+def test_every_unit_once(units: int, number: int) -> None:
+    done = torch.zeros(units + 1, dtype=torch.float64)
+    _mark.run((done.dtype,), units, number, done.data_ptr())
+    assert (done[:units] == 1).all()
+    assert done[units] == 0
+
+
+@pytest.mark.usefixtures("threads")
+def test_on_several_threads_at_once() -> None:
     at_once = threading.Barrier(4, timeout=60)
     seen = set()
 
-    def kernel(start: int, stop: int, by: int) -> None:
-        if threading.get_ident() not in seen:  # no thread goes on until all four have started
-            seen.add(threading.get_ident())
-            at_once.wait()
-        done[start:stop] += by
+    def wait(_: Any) -> None:  # no thread goes on until all four have started
+        seen.add(threading.get_ident())
+        at_once.wait()
 
-    parallel.launch(kernel, 1000, 10**6, 3)
-    assert (done == 3).all()
+    parallel.enter(entry(wait), None, 4)
     assert len(seen) == 4
 
 
-@pytest.mark.usefixtures("threads")
-def test_an_exception_ends_the_work_and_reaches_the_caller() -> None:
-    for error in (ValueError("of one piece"), KeyboardInterrupt()):
-
-        def kernel(start: int, stop: int, error: BaseException = error) -> None:
-            raise error
-
-        with pytest.raises(type(error)):
-            parallel.launch(kernel, 1000, 10**6)
-    test_every_unit_once_and_on_several_threads()
-
-
 def test_little_work_stays_on_this_thread() -> None:
-    calls = []
-    parallel.launch(lambda *arguments: calls.append((threading.get_ident(), *arguments)), 7, 10, "a", "b")
-    assert calls == [(threading.get_ident(), 0, 7, "a", "b")]
+    assert parallel.threads_for(7, 10) == 1
+    calls: list[int] = []
+    parallel.enter(entry(lambda _: calls.append(threading.get_ident())), None, 1)
+    assert calls == [threading.get_ident()]
 
 
 @pytest.mark.usefixtures("threads")
@@ -104,8 +121,7 @@ def test_the_threads_are_those_of_pytorch() -> None:
     inside = ctypes.CDLL(torch._C.__file__).omp_in_parallel
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    seen = []
-    parallel.launch(lambda start, stop: seen.append(inside()), 1000, 10**6)
+    seen: list[int] = []
+    parallel.enter(entry(lambda _: seen.append(inside())), None, 2)
     torch.set_num_threads(before)
-    assert seen
-    assert all(seen)
+    assert seen == [1, 1]
