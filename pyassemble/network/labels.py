@@ -68,3 +68,10 @@ def compact(labels: Tensor) -> Tensor:
 def varying(labels: Tensor) -> list[int]:
     """Dimensions along which labels differ."""
     return [dim for dim, size in enumerate(labels.shape) if size > 1]
+
+
+def on_dim(labels: Tensor, dim: int, ndim: int) -> Tensor:
+    """Labels in a row as those of a tensor that runs over them along one dimension."""
+    shape = [1] * ndim
+    shape[dim] = len(labels)
+    return labels.reshape(shape)
