@@ -1,4 +1,4 @@
-"""Writing results that are larger than the caches, in numba: a line of memory at a time, straight past the caches.
+"""Reading and writing what is larger than the caches, in numba: a line of memory at a time, past the caches.
 
 An ordinary store first reads the line that it writes to, so that a pass over x that writes y moves three times x's size
 instead of two. A kernel that is bound by memory therefore computes a part of its output in a small buffer, which stays
@@ -29,6 +29,26 @@ def worthwhile(unit: int, output: torch.Tensor, *inputs: torch.Tensor) -> bool:
     """  # noqa: D205
     fits = unit * output.element_size() <= BUFFER
     return fits and output.nbytes >= LEAST and all(output.data_ptr() != x.data_ptr() for x in inputs)
+
+
+@numba_intrinsic
+def prefetch(context: Any, address: Any) -> Any:
+    """Have the line of memory at any address on its way, to be read once: it shall not take the place of others.
+
+    The address may lie behind a tensor's end, or be nobody's: then nothing happens.
+    """
+    types = importlib.import_module("numba.core.types")
+    ir = importlib.import_module("llvmlite.ir")
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        read, once, data = integer(0), integer(0), integer(1)
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), read, once, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
 
 
 @numba_intrinsic

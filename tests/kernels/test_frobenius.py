@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from pyassemble.kernels import frobenius, frobenius_score, frobenius_score_reference
 from tests.kernels.backends import BACKENDS, DTYPES, assert_as_good_as_eager, scores
 
+RUN, UNIT = frobenius.RUN, frobenius.UNIT
 RAGGED = [(1,), (3,), (7, 5), (16384,), (16385,), (2, 31, 37), (4, 5, 6), (40009,)]
 
 
@@ -39,6 +42,72 @@ def test_halves_of_one_batch(backend: str) -> None:
     ours = scores(backend, [b[:5] for b in both], [b[5:] for b in both])
     theirs = frobenius_score_reference([b[:5] for b in both], [b[5:] for b in both])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sizes_around_runs_and_units_from_any_address(dtype: torch.dtype) -> None:
+    run = RUN // dtype.itemsize
+    sizes = [1, 2, 3, 61, run - 1, run, run + 1, 2 * run + 7, 4 * run, UNIT - 1, UNIT, UNIT + 1, UNIT + run + 1, 40009]
+    for size in sizes:
+        for start in (0, 1, 5):
+            held = torch.randn(2, start + 3 * size, generator=torch.Generator().manual_seed(size)).to(dtype)
+            c, p = held[:, start:].unflatten(1, (3, size))
+            exact = frobenius_score_reference([c.double()], [p.double()])
+            torch.testing.assert_close(frobenius_score([c], [p]).double(), exact, rtol=0, atol=2e-6, msg=str(size))
+
+
+BEHIND_A_TENSOR = """
+import ctypes, mmap, torch
+from pyassemble.kernels import frobenius_score
+page = mmap.PAGESIZE
+memory = mmap.mmap(-1, 9 * page)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 8 * page), ctypes.c_size_t(page), 0) == 0
+for size in (1, 15, 16, 1023, page, page + 1):
+    p = torch.frombuffer(memory, dtype=torch.float32, count=size, offset=8 * page - 4 * size)[None]
+    p.fill_(1)
+    assert frobenius_score([torch.zeros_like(p)], [p]).exp().square().round().item() == size
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="protects memory by POSIX's mprotect")
+def test_nothing_behind_a_tensor_is_read() -> None:
+    """What is fetched ahead may lie there, and nobody may be allowed to read it."""
+    subprocess.run([sys.executable, "-c", BEHIND_A_TENSOR], check=True)
+
+
+def test_ordinary_candidates_are_scored_as_the_operator_scores_them() -> None:
+    clean, perturbed = candidates([(7, 5), (3, 8, 8), (UNIT + 3,), (0,)], torch.float32)
+    clean[1], perturbed[1] = (t.contiguous(memory_format=torch.channels_last) for t in (clean[1], perturbed[1]))
+    clean[2] = torch.nn.Parameter(clean[2])
+    assert frobenius._ordinary(clean, perturbed)
+    ours = frobenius_score(clean, perturbed)
+    assert not ours.requires_grad
+    assert torch.equal(ours, frobenius._frobenius([c.detach() for c in clean], perturbed))
+
+
+def test_what_is_not_ordinary_is_left_to_the_operator() -> None:
+    c, p = torch.randn(2, 4, 3, 5, 6).unbind()
+    negative = torch.view_as_complex(torch.stack([p, -c], -1)).conj().imag  # c, stored as -c with a mark
+    assert negative.is_neg()
+    others = {
+        "layout": ([c], [p.contiguous(memory_format=torch.channels_last)]),
+        "gaps": ([torch.zeros(4, 3, 5, 12)[..., ::2].copy_(c)], [p]),
+        "types": ([c, c.double()], [p, p.double()]),
+        "type of one": ([c.half()], [p]),
+        "integers": ([c.long()], [p.long()]),
+        "samples": ([c, c[:2]], [p, p[:2]]),
+        "shapes": ([c], [p.flatten(1)]),
+        "no samples": ([c[:0]], [p[:0]]),
+        "no dimensions": ([c.sum()], [p.sum()]),
+        "mark": ([negative], [p]),
+        "device": ([c.to("meta")], [p.to("meta")]),
+    }
+    for name, (clean, perturbed) in others.items():
+        assert not frobenius._ordinary(clean, perturbed), name
+    expected = frobenius_score_reference([c], [p])
+    for name in ("layout", "gaps", "mark"):
+        torch.testing.assert_close(frobenius_score(*others[name]), expected, rtol=0, atol=1e-6, msg=name)
 
 
 def test_halves_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:

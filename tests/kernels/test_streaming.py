@@ -10,7 +10,7 @@ import torch
 
 from pyassemble.kernels import hard_concrete_gate, perturb, streaming
 from pyassemble.kernels.deferred import numba_jit
-from pyassemble.kernels.streaming import buffer, finish, stream
+from pyassemble.kernels.streaming import buffer, finish, prefetch, stream
 from tests.kernels.backends import DTYPES, gate
 from tests.kernels.test_hard_concrete import CASES, example
 
@@ -23,6 +23,17 @@ def streamed(target: Any, source: Any, size: Any) -> Any:
     stream(target, staged, size)
     finish()
     return staged
+
+
+@numba_jit()
+def fetched(address: Any) -> Any:
+    prefetch(address)
+    return address
+
+
+def test_any_address_may_be_fetched() -> None:
+    for address in (0, 1, -1, 2**47, -(2**63), np.zeros(1).ctypes.data):
+        assert fetched(address) == address
 
 
 def test_every_place_and_no_other_is_written() -> None:
