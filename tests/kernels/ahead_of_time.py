@@ -198,25 +198,31 @@ def _compile_instead_of_launching(compiled: list[tuple[str, Any]]) -> None:
     jit.run = run
 
 
-_STATEMENT = re.compile(r"\s*\.loc\s+(\d+)\s+(\d+)")
+_PLACE = re.compile(r"\s*\.loc\s+(\d+)\s+(\d+)\s+(\d+)")
 _ACCESS = re.compile(r"\b(ld|st)\.global((?:\.\w+)*)")
 
 
 def _accesses(ptx: str) -> list[tuple[str, int, int]]:
-    """(line of our source, bytes that a thread moves at once, how often) of what reads or writes the GPU's memory."""
+    """What reads or writes the GPU's memory: (our source from the call on, bytes a thread moves at once, how often)."""
     files = dict(re.findall(r'\.file\s+(\d+)\s+"(.*)"', ptx))
     counts: collections.Counter[tuple[str, int]] = collections.Counter()
     source, inside = "", False
     for line in ptx.splitlines():
         if "begin inline asm" in line or "end inline asm" in line:
             inside, fresh = "begin" in line, True
-        elif (found := _STATEMENT.match(line)) and (not inside or fresh):  # within, ptxas counts the assembly's lines
-            source, fresh = linecache.getline(files[found[1]], int(found[2])).strip(), False
+        elif (found := _PLACE.match(line)) and (not inside or fresh):  # within, the assembly's own lines are counted
+            source, fresh = _call(linecache.getline(files[found[1]], int(found[2])), int(found[3]) - 1), False
         elif found := _ACCESS.search(line):
             parts = found[2].split(".")
             vector = next((int(p[1:]) for p in parts if re.fullmatch(r"v\d", p)), 1)
             counts[source, vector * int(re.sub(r"\D", "", parts[-1])) // 8] += 1
     return [(*key, count) for key, count in counts.items()]
+
+
+def _call(line: str, column: int) -> str:
+    """From the last load or store that begins no later: versions of Triton point at its name or at its arguments."""
+    begins = [call.start() for call in re.finditer(r"tl\.(load|store)\(", line) if call.start() <= column]
+    return line[begins[-1] if begins else 0 :].strip()
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
