@@ -207,7 +207,7 @@ def _cpu(clean: list[torch.Tensor], perturbed: list[torch.Tensor]) -> torch.Tens
 @triton_jit()
 def _triton_squares_kernel(  # type: ignore[no-untyped-def]
     sums_ptr, table_ptr, candidates, COLUMNS: tl.constexpr, CANDIDATES: tl.constexpr, SOURCE: tl.constexpr,
-    DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
+    ITEM: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """One part of one sample; the table's rows tell which, columns in the order named at the top of the file."""
     program = tl.program_id(0).to(tl.int64)
@@ -218,25 +218,32 @@ def _triton_squares_kernel(  # type: ignore[no-untyped-def]
     parts = tl.load(row_ptr + 5)
     unit = program - tl.load(row_ptr + 7)
     sample = unit // parts
-    clean_ptr = tl.load(row_ptr).to(tl.pointer_type(SOURCE)) + sample * tl.load(row_ptr + 2)
-    perturbed_ptr = tl.load(row_ptr + 1).to(tl.pointer_type(SOURCE)) + sample * tl.load(row_ptr + 3)
+    clean_address = tl.load(row_ptr) + sample * tl.load(row_ptr + 2) * ITEM
+    perturbed_address = tl.load(row_ptr + 1) + sample * tl.load(row_ptr + 3) * ITEM
     low = unit % parts * PART
-    if ALIGNED:  # lets loads be 16 bytes wide, which nothing else tells of an address from a table
-        clean_ptr = tl.multiple_of(clean_ptr, 16)
-        perturbed_ptr = tl.multiple_of(perturbed_ptr, 16)
-        low = tl.multiple_of(low, PART)
+    count = tl.minimum(size - low, PART)
+    whole = count // BLOCK * BLOCK  # without a mask, whose end nothing tells to be a multiple of a load's width
     total = tl.zeros((BLOCK,), DTYPE)
-    if low + PART <= size:  # without a mask, whose end nothing tells to be a multiple of a load's width
-        for start in range(0, PART, BLOCK):
+    if (clean_address | perturbed_address) % 16 == 0:
+        # Said in this branch, of pointers of its own: loads may be 16 bytes wide.
+        clean_ptr = tl.multiple_of(clean_address.to(tl.pointer_type(SOURCE)), 16)
+        perturbed_ptr = tl.multiple_of(perturbed_address.to(tl.pointer_type(SOURCE)), 16)
+        for start in range(0, whole, BLOCK):
             i = low + start + tl.arange(0, BLOCK)
             difference = tl.load(clean_ptr + i).to(DTYPE) - tl.load(perturbed_ptr + i).to(DTYPE)
             total += difference * difference
     else:
-        for start in range(0, PART, BLOCK):
+        clean_ptr = clean_address.to(tl.pointer_type(SOURCE))
+        perturbed_ptr = perturbed_address.to(tl.pointer_type(SOURCE))
+        for start in range(0, whole, BLOCK):
             i = low + start + tl.arange(0, BLOCK)
-            clean = tl.load(clean_ptr + i, mask=i < size, other=0.0).to(DTYPE)
-            perturbed = tl.load(perturbed_ptr + i, mask=i < size, other=0.0).to(DTYPE)
-            total += (clean - perturbed) * (clean - perturbed)
+            difference = tl.load(clean_ptr + i).to(DTYPE) - tl.load(perturbed_ptr + i).to(DTYPE)
+            total += difference * difference
+    if whole < count:
+        i = low + whole + tl.arange(0, BLOCK)
+        clean = tl.load(clean_address.to(tl.pointer_type(SOURCE)) + i, mask=i < size, other=0.0).to(DTYPE)
+        perturbed = tl.load(perturbed_address.to(tl.pointer_type(SOURCE)) + i, mask=i < size, other=0.0).to(DTYPE)
+        total += (clean - perturbed) * (clean - perturbed)
     tl.store(sums_ptr + tl.load(row_ptr + 8) + unit, tl.sum(total, axis=0))
 
 
@@ -291,8 +298,6 @@ def _triton(clean: list[torch.Tensor], perturbed: list[torch.Tensor], *, by_valu
     like = clean[0]
     rows, units, places, _ = _table(clean, perturbed, PART, 1)
     table = torch.tensor(rows, dtype=torch.int64).view(len(clean), _WORDS)
-    aligned = not (table[:, _CLEAN : _PERTURBED + 1] % 16).any()
-    aligned &= not (table[:, _CLEAN_STEP : _PERTURBED_STEP + 1] * like.element_size() % 16).any()
     double = like.dtype is torch.float64
     wide = tl.float64 if double else tl.float32
     sums = torch.empty(places, dtype=torch.float64 if double else torch.float32, device=like.device)
@@ -301,8 +306,8 @@ def _triton(clean: list[torch.Tensor], perturbed: list[torch.Tensor], *, by_valu
     if units:
         source = getattr(tl, str(like.dtype).removeprefix("torch."))
         _triton_squares_kernel[(units,)](
-            sums, on_device, len(clean), _WORDS, 1 << (len(clean) - 1).bit_length(), source, wide,
-            bool(aligned), BLOCK, PART,
+            sums, on_device, len(clean), _WORDS, 1 << (len(clean) - 1).bit_length(), source,
+            like.element_size(), wide, BLOCK, PART,
             enable_fp_fusion=False,
         )  # fmt: skip
     _triton_scores_kernel[(len(clean),)](
