@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ def check_number_type(name: str, value: Any, *types: type) -> None:
     if isinstance(value, bool) or not isinstance(value, (*types, torch.SymInt, torch.SymFloat)):
         accepted = " or ".join(kind.__name__ for kind in types)
         raise ArgumentTypeError(f"{name} must be a number ({accepted}), not {type(value).__name__}")
+    if float in types and isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise OutOfRangeError(f"{name} of {value.bit_length()} bits is larger than any float")
 
 
 def check_integer(name: str, value: Any, stop: int) -> None:

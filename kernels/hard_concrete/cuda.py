@@ -48,9 +48,9 @@ def _gates(  # type: ignore[no-untyped-def]
 def _cut_off(value, x, at_low, at_high, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignore[no-untyped-def]
     """The value, or others where x is at or beyond the bounds, of which infinite ones bound nothing; NaN stays."""
     if float("-inf") < LOW:
-        value = tl.where(x <= LOW, at_low, value)
+        value = tl.where(x <= LOW, tl.full(value.shape, at_low, value.dtype), value)  # a float32 by itself
     if float("inf") > HIGH:
-        value = tl.where(x >= HIGH, at_high, value)
+        value = tl.where(x >= HIGH, tl.full(value.shape, at_high, value.dtype), value)
     return value
 
 

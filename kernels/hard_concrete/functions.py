@@ -50,7 +50,7 @@ def hard_concrete_gate(
         high: The other bound, larger than low: with (0, 6) it is ReLU6 and gate.
 
     Returns:
-        Tensor like x. Differentiable once, by x and loc.
+        Tensor like x. Differentiable by x and loc; twice where loc needs no gradient, and refused otherwise.
 
     Raises:
         ArgumentTypeError: An argument of the wrong type.

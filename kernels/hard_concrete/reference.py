@@ -50,6 +50,13 @@ def cut_off(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return torch.where(x >= high, high, x) if high < math.inf else x
 
 
+def cut_off_gradient(dy: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Gradient by x of what ``cut_off`` gives, from that of its result."""
+    if low > -math.inf:
+        dy = torch.where(x <= low, 0.0, dy)
+    return torch.where(x >= high, 0.0, dy) if high < math.inf else dy
+
+
 def over_channels(gate: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:
     """(C,) or (B, C) with as many dimensions as x, channels on ``dim``."""
     shape = [1] * ndim

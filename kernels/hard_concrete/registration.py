@@ -10,7 +10,7 @@ import torch
 from pyassemble.errors import TensorError
 from pyassemble.kernels.checks import describe
 from pyassemble.kernels.hard_concrete import cpu, cuda
-from pyassemble.kernels.hard_concrete.reference import Draw, cut_off, over_channels
+from pyassemble.kernels.hard_concrete.reference import Draw, cut_off, cut_off_gradient, over_channels
 from pyassemble.kernels.layout import laid_out_like, layout
 from pyassemble.kernels.operators import differentiable, element, operator
 
@@ -89,6 +89,11 @@ def _fake_backward(dy: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, *_: Any
     return torch.empty_like(x), loc.new_empty(loc.shape)
 
 
+def _refuse_derivative(ctx: Any, *gradients: Any) -> None:
+    """Without a rule that fails, PyTorch would take gradients by loc for fixed."""
+    raise RuntimeError("hard_concrete_gate is differentiable once, but for gradients by x where loc needs none")
+
+
 _NUMBERS = (
     "Tensor? seed_tensor, SymInt seed, int dim, SymInt sample_offset, float beta, float gamma, float zeta, "
     "float low, float high"
@@ -99,6 +104,7 @@ _gate_backward = operator(
     _run_backward,
     _fake_backward,
 )
+_first_derivative = differentiable(_gate_backward, _refuse_derivative, lambda ctx, inputs, output: None)
 
 
 @torch.library.custom_op("pyassemble::hard_concrete_gate_", mutates_args=("x",))
@@ -147,10 +153,12 @@ def needs_x(ctx: Any, low: float, high: float) -> bool:
 def differentiate(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     """Gradients of the operator's arguments, from what was kept for them."""
     x, loc, seed_tensor = ctx.saved_tensors
-    if x is not None:
-        dx, dloc = _gate_backward(dy, x, loc, seed_tensor, *ctx.numbers)
+    if ctx.needs_input_grad[1]:
+        dx, dloc = _first_derivative(dy, x, loc, seed_tensor, *ctx.numbers)
     else:
-        dx, dloc = _gate(dy, loc, seed_tensor, *ctx.numbers), None
+        *numbers, low, high = ctx.numbers
+        passed = dy if x is None else cut_off_gradient(dy, x, low, high)
+        dx, dloc = _gate(passed, loc, seed_tensor, *numbers, -math.inf, math.inf), None
     return dx, dloc, *[None] * (len(ctx.numbers) + 1)
 
 

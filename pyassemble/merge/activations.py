@@ -8,15 +8,20 @@ times that of the same network without gates, in place of 1.10.
 from __future__ import annotations
 
 import copy
+import operator
 from typing import TYPE_CHECKING
 
+import torch
 from torch import fx, nn
 
 from pyassemble.merge.gates import GateSite
 from pyassemble.network import operations as ops
+from pyassemble.network.traced import LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_FRESH = frozenset((operator.add, torch.add, operator.mul, torch.mul, operator.sub, torch.sub))
 
 
 def take_into_gates(network: fx.GraphModule) -> None:
@@ -54,8 +59,15 @@ def _take(node: fx.Node, site: GateSite, network: fx.GraphModule) -> None:
 
 
 def _own(node: fx.Node, network: fx.GraphModule) -> bool:
-    """Whether the gate's backward pass may look at what a step gives: nobody else might change it in place."""
-    return len(node.users) == 1 and node.op != "placeholder" and ops.kind_of(node, network) != ops.MOVEMENT
+    """Whether the gate's backward pass may look at what a step gives: memory that nobody else uses, to change it.
+
+    Many a step gives, now and then, the memory that it was given: a change to the type that there is already, say. So
+    where the memory comes from must be a step that never does.
+    """
+    while isinstance(_module(node, network), nn.Identity | nn.modules.dropout._DropoutNd) and len(node.users) == 1:
+        node = node.all_input_nodes[0]
+    fresh = isinstance(_module(node, network), LAYERS) or node.target in _FRESH
+    return fresh and len(node.users) == 1
 
 
 def _alone(node: fx.Node, network: fx.GraphModule) -> Iterator[fx.Node]:

@@ -61,6 +61,7 @@ BOUNDS: list[tuple[dict[str, Any], type[PyAssembleError], str]] = [
     ({"low": 1.0, "high": 1.0}, OutOfRangeError, "low 1.0, high 1.0; accepted: low < high"),
     ({"low": math.nan}, OutOfRangeError, "low nan"),
     ({"high": "6"}, ArgumentTypeError, "high must be a number"),
+    ({"high": 10**400}, OutOfRangeError, "high of 1329 bits is larger than any float"),
 ]
 
 

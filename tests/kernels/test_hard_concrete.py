@@ -164,6 +164,26 @@ def test_gradcheck_of_the_operator() -> None:
         assert torch.autograd.gradcheck(lambda a, b: hard_concrete_gate(a, b, seed=5, low=low, high=high), (x, loc))  # noqa: B023
 
 
+@pytest.mark.parametrize("bounds", ACTIVATIONS)
+def test_second_derivative(bounds: tuple[float, float]) -> None:
+    """By x with fixed gates, as a penalty on gradients asks for; otherwise refused, not left out."""
+    x, loc, dy, _ = example("odd", torch.float64)
+    x.requires_grad_()
+    u = philox.gate_draws(5, torch.arange(x.shape[0]), loc.shape[0]).double()
+    ours = hard_concrete_gate(x, loc, seed=5, low=bounds[0], high=bounds[1])
+    theirs = hard_concrete_gate_reference(ACTIVATIONS[bounds](x), loc, u)
+    penalties = []
+    for y in (ours, theirs):
+        (gradient,) = torch.autograd.grad((y.square() * dy).sum(), x, create_graph=True)
+        penalties.append(torch.autograd.grad(gradient.square().sum(), x)[0])
+    torch.testing.assert_close(*penalties)
+    assert penalties[0].abs().sum() > 0
+    y = hard_concrete_gate(x, loc.requires_grad_(), seed=5, low=bounds[0], high=bounds[1])
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("loc", [-2.0, 0.0, 1.0, 3.0])
 def test_distribution_has_the_closed_form(loc: float) -> None:
     """Shares of exact zeros and ones, and the mean, of 400 000 gates."""

@@ -41,8 +41,28 @@ class Steps(nn.Module):
         return self.head(z.mean((2, 3)))
 
 
+class Aliased(nn.Module):
+    """What an activation is done to is, without a copy, what is changed in place afterwards."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4 if k else 3, 4, 3, padding=1) for k in range(3))
+        self.norm = nn.BatchNorm2d(4)
+        self.first = first
+        self.last = nn.ReLU(inplace=True)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.convs[0](x))
+        y = self.convs[1](F.relu(self.first(x)))
+        z = self.convs[2](self.last(x))
+        return self.head((z + y).mean((2, 3)))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # how many gates do an activation
     "steps": (Steps, 4),
+    "identity": (lambda: Aliased(nn.Identity()), 0),
+    "dropout": (lambda: Aliased(nn.Dropout(0.0)), 0),
     "resnet18": (lambda: timm.create_model("resnet18", num_classes=3), 11),
     "mobilenetv2_050": (lambda: timm.create_model("mobilenetv2_050", num_classes=3), 17),  # ends of norms
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=3), 17),
