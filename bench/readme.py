@@ -214,7 +214,10 @@ def merge_headline() -> str:
     command = "bench/experiments/merge_sine.py"
     lines = [experiment("merge_sine", command, SINE_PICTURE, [parts_of("merge_sine")[""]], up="")]
     if rows := saved("merge"):
-        lines += ["What the gates cost:", step_costs(rows)]
+        lines += [
+            "What the gates cost (a ReLU or ReLU6 before a gate is done with it, in one pass):",
+            step_costs(rows),
+        ]
     return "\n\n".join(lines)
 
 
