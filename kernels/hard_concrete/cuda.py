@@ -45,12 +45,17 @@ def _gates(  # type: ignore[no-untyped-def]
 
 
 @triton_jit()
-def _cut_off(value, x, at_low, at_high, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The value, or others where x is at or beyond the bounds, of which infinite ones bound nothing; NaN stays."""
+def _cut_off(  # type: ignore[no-untyped-def]
+    value, x, at_low: tl.constexpr, at_high: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr
+):  # fmt: skip
+    """The value, or others where x is at or beyond the bounds, of which infinite ones bound nothing; NaN stays.
+
+    Numbers are made of x's type: compared or chosen by themselves they would be rounded to float32, also among float64.
+    """
     if float("-inf") < LOW:
-        value = tl.where(x <= LOW, tl.full(value.shape, at_low, value.dtype), value)  # a float32 by itself
+        value = tl.where(x <= tl.full(x.shape, LOW, x.dtype), tl.full(x.shape, at_low, x.dtype), value)
     if float("inf") > HIGH:
-        value = tl.where(x >= HIGH, tl.full(value.shape, at_high, value.dtype), value)
+        value = tl.where(x >= tl.full(x.shape, HIGH, x.dtype), tl.full(x.shape, at_high, x.dtype), value)
     return value
 
 

@@ -106,6 +106,9 @@ def _cases() -> dict[str, Callable[[], None]]:
         cases[f"gate, {place}, {name}, no aligned address"] = lambda w=where, d=dtype: _gate(*w, d, shift=1)
         cases[f"gate, {place}, {name}, ReLU first"] = lambda w=where, d=dtype: _gate(*w, d, bounds=(0.0, math.inf))
         cases[f"gate, {place}, {name}, ReLU6 first"] = lambda w=where, d=dtype: _gate(*w, d, bounds=(0.0, 6.0))
+        cases[f"gate, {place}, {name}, bounds of 0.1 and 0.3"] = lambda w=where, d=dtype: _gate(
+            *w, d, bounds=(0.1, 0.3)
+        )
         cases[f"gate, {place}, {name}, numbers of 64 bits"] = (
             lambda w=where, d=dtype: _gate(*w, d, seed=2**63 - 1, offset=2**40)
         )  # fmt: skip
@@ -147,6 +150,7 @@ QUICK = [
     "gate, channels last, float16",
     "gate, contiguous, float64",
     "gate, features, float64",
+    "gate, contiguous, float64, bounds of 0.1 and 0.3",
     "gate, one element, float32",
     "gate, more places than 32 bits count, float32",
     "gate, contiguous, float32, seed in memory",
@@ -256,7 +260,8 @@ def main(backend: str, arch: str, warp: str) -> None:
             CASES[name]()
             for kernel, code in compiled:
                 if code.hash not in seen:
-                    seen[code.hash] = {"name": kernel, "formats": sorted(code.asm)}
+                    numbers = re.findall(r"dense<(\S+)> : tensor<[0-9x]*f64>", code.asm["ttir"])
+                    seen[code.hash] = {"name": kernel, "formats": sorted(code.asm), "numbers": sorted(set(numbers))}
                     if "cubin" in code.asm:
                         seen[code.hash] |= {"accesses": _accesses(code.asm["ptx"]), **_resources(code.asm["cubin"])}
                 result["kernels"].append(seen[code.hash])

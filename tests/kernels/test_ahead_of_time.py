@@ -92,6 +92,16 @@ def test_compiles_for_an_mi300(case: str, compiled: Callable[..., Results]) -> N
     _check(compiled(ELSEWHERE, MI300)[case], "hsaco")
 
 
+def test_bounds_are_exact_in_float64(compiled: Callable[..., Results]) -> None:
+    """Triton would make float32 numbers of them, which the interpreter does not."""
+    result = compiled(QUICK, H200)["gate, contiguous, float64, bounds of 0.1 and 0.3"]
+    assert result["error"] is None, result["error"]
+    for kernel in result["kernels"]:
+        numbers = {float(number) for number in kernel["numbers"]}
+        assert {0.1, 0.3} <= numbers
+        assert not any(0 < abs(number - bound) < 1e-7 for number in numbers for bound in (0.1, 0.3))
+
+
 def test_no_kernel_is_left_out(compiled: Callable[..., Results]) -> None:
     launched = {kernel["name"] for result in compiled(QUICK, H200).values() for kernel in result["kernels"]}
     assert launched == kernels_of_the_package()
