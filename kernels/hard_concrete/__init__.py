@@ -9,7 +9,7 @@ For x of shape (B, C, ...) and loc of shape (C,), one gate per sample and channe
     g = min(1, max(0, s))
     y = x g
 
-or, with bounds, y = min(high, max(low, x)) g: an activation that cuts off, such as ReLU or ReLU6, in the same pass.
+or, with bounds, y = min(high, max(low, x)) g: a clamping activation, such as ReLU or ReLU6, in the same pass.
 
 u is a counter-based draw (see ``kernels.philox``) of (seed, sample, channel), so nothing but x, loc and the seed is
 kept for

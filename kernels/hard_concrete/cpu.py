@@ -87,7 +87,7 @@ def _draw(block: Any, gate: Any, slope: Any, odds: Any, sample: Any, loc_like: A
 
 
 @numba_jit(inline=True)
-def _cut_off(x: Any, low: Any, high: Any) -> Any:
+def _clamp(x: Any, low: Any, high: Any) -> Any:
     above = low if x <= low else x
     return high if above >= high else above
 
@@ -95,13 +95,13 @@ def _cut_off(x: Any, low: Any, high: Any) -> Any:
 @numba_jit(inline=True)
 def _scale(y: Any, x: Any, gate: Any, low: Any, high: Any) -> None:
     for k in range(x.size):
-        store(y, k, _cut_off(load(x, k), low, high) * gate)
+        store(y, k, _clamp(load(x, k), low, high) * gate)
 
 
 @numba_jit(inline=True)
 def _scale_each(y: Any, x: Any, gates: Any, low: Any, high: Any) -> None:
     for k in range(x.size):
-        store(y, k, _cut_off(load(x, k), low, high) * gates[k])
+        store(y, k, _clamp(load(x, k), low, high) * gates[k])
 
 
 @numba_jit(inline=True, reassociate=True)
@@ -109,7 +109,7 @@ def _scale_and_dot(dx: Any, dy: Any, x: Any, gate: Any, low: Any, high: Any, zer
     total = zero
     for k in range(x.size):
         d, v = load(dy, k), load(x, k)
-        total += d * _cut_off(v, low, high)
+        total += d * _clamp(v, low, high)
         store(dx, k, zero if v <= low or v >= high else d * gate)
     return total
 
@@ -118,7 +118,7 @@ def _scale_and_dot(dx: Any, dy: Any, x: Any, gate: Any, low: Any, high: Any, zer
 def _scale_and_multiply_add(dx: Any, sums: Any, dy: Any, x: Any, gates: Any, low: Any, high: Any, zero: Any) -> None:
     for k in range(x.size):
         d, v = load(dy, k), load(x, k)
-        sums[k] += d * _cut_off(v, low, high)
+        sums[k] += d * _clamp(v, low, high)
         store(dx, k, zero if v <= low or v >= high else d * gates[k])
 
 

@@ -45,7 +45,7 @@ def _gates(  # type: ignore[no-untyped-def]
 
 
 @triton_jit()
-def _cut_off(  # type: ignore[no-untyped-def]
+def _clamp(  # type: ignore[no-untyped-def]
     value, x, at_low: tl.constexpr, at_high: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr
 ):  # fmt: skip
     """The value, or others where x is at or beyond the bounds, of which infinite ones bound nothing; NaN stays.
@@ -127,7 +127,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
             loc_ptr, seed_ptr, seed, plane // outer + sample_offset, first_c, channels,
             BETA, GAMMA, ZETA, SEED_IN_MEMORY, DTYPE, BLOCK_C,
         )  # fmt: skip
-    tl.store(y_ptr + place, _cut_off(x, x, LOW, HIGH, LOW, HIGH) * gate, mask=mask)
+    tl.store(y_ptr + place, _clamp(x, x, LOW, HIGH, LOW, HIGH) * gate, mask=mask)
 
 
 @triton_jit(do_not_specialize=("seed", "sample_offset"))
@@ -167,7 +167,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
             mask = (s < space) & (c < channels)
             x = tl.load(x_ptr + place, mask=mask, other=0.0).to(DTYPE)
             dy = tl.load(dy_ptr + place, mask=mask, other=0.0).to(DTYPE)
-            kept = _cut_off(x, x, LOW, HIGH, LOW, HIGH)
+            kept = _clamp(x, x, LOW, HIGH, LOW, HIGH)
             if SAMPLES_IN_SPACE:
                 gate, slope = _gates(
                     loc_ptr, seed_ptr, seed, s + sample_offset, c, c < channels,
@@ -176,7 +176,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
                 tile += tl.where((slope != 0.0) & mask, kept * dy * slope, 0.0)
             else:
                 tile += kept * dy
-            tl.store(dx_ptr + place, _cut_off(dy * gate, x, 0.0, 0.0, LOW, HIGH), mask=mask)
+            tl.store(dx_ptr + place, _clamp(dy * gate, x, 0.0, 0.0, LOW, HIGH), mask=mask)
         column = tl.sum(tile, axis=0)[None, :]
         if SAMPLES_IN_SPACE:
             total += column

@@ -45,7 +45,7 @@ def hard_concrete_gate(
         beta: Temperature, > 0.
         gamma: Lower end of the stretched interval, < 0.
         zeta: Upper end of the stretched interval, > 1.
-        low: Bound at which x is cut off before it is multiplied: 0 makes the operation ReLU and gate in one pass. As
+        low: Bound at which x is clamped before it is multiplied: 0 makes the operation ReLU and gate in one pass. As
             with ReLU, no gradient flows to an x that is at the bound or beyond.
         high: The other bound, larger than low: with (0, 6) it is ReLU6 and gate.
 

@@ -33,25 +33,25 @@ def hard_concrete_gate_reference(
         beta: Temperature.
         gamma: Lower end of the stretched interval.
         zeta: Upper end of the stretched interval.
-        low: Bound at which x is cut off first.
+        low: Bound at which x is clamped first.
         high: The other.
 
     Returns:
         x times the gates, in the type that PyTorch promotes the three to.
     """
     s = torch.sigmoid((torch.log(u) - torch.log1p(-u) + loc) / beta) * (zeta - gamma) + gamma
-    return cut_off(x, low, high) * over_channels(s.clamp(0, 1), x.ndim, dim)
+    return clamp(x, low, high) * over_channels(s.clamp(0, 1), x.ndim, dim)
 
 
-def cut_off(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+def clamp(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """X within the bounds, with the derivative of ReLU and its like: zero at them, too."""
     if low > -math.inf:
         x = torch.where(x <= low, low, x)
     return torch.where(x >= high, high, x) if high < math.inf else x
 
 
-def cut_off_gradient(dy: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Gradient by x of what ``cut_off`` gives, from that of its result."""
+def clamp_backward(dy: torch.Tensor, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Gradient by x of what ``clamp`` gives, from that of its result."""
     if low > -math.inf:
         dy = torch.where(x <= low, 0.0, dy)
     return torch.where(x >= high, 0.0, dy) if high < math.inf else dy

@@ -10,7 +10,7 @@ import torch
 from pyassemble.errors import TensorError
 from pyassemble.kernels.checks import describe
 from pyassemble.kernels.hard_concrete import cpu, cuda
-from pyassemble.kernels.hard_concrete.reference import Draw, cut_off, cut_off_gradient, over_channels
+from pyassemble.kernels.hard_concrete.reference import Draw, clamp, clamp_backward, over_channels
 from pyassemble.kernels.layout import laid_out_like, layout
 from pyassemble.kernels.operators import differentiable, element, operator
 
@@ -21,7 +21,7 @@ def _forward_into(y: torch.Tensor, x: torch.Tensor, loc: torch.Tensor, dim: int,
         return
     if x.device.type not in ("cpu", "cuda"):
         wide = torch.promote_types(x.dtype, torch.float32)
-        y.copy_(cut_off(x, draw.low, draw.high) * over_channels(draw.gates(x.shape[0], loc.to(wide)), x.ndim, dim))
+        y.copy_(clamp(x, draw.low, draw.high) * over_channels(draw.gates(x.shape[0], loc.to(wide)), x.ndim, dim))
         return
     shape = layout(y, dim)
     if shape is None:  # the samples do not lie one after the other: by way of a copy
@@ -47,7 +47,7 @@ def _backward_into(
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.enable_grad():
             inputs = x.detach().to(wide).requires_grad_(), loc.detach().to(wide).requires_grad_()
-            kept = cut_off(inputs[0], draw.low, draw.high)
+            kept = clamp(inputs[0], draw.low, draw.high)
             y = kept * over_channels(draw.gates(x.shape[0], inputs[1]), x.ndim, dim)
         grad_x, grad_loc = torch.autograd.grad(y, inputs, dy.to(wide))
         dx.copy_(grad_x)
@@ -157,7 +157,7 @@ def differentiate(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         dx, dloc = _first_derivative(dy, x, loc, seed_tensor, *ctx.numbers)
     else:
         *numbers, low, high = ctx.numbers
-        passed = dy if x is None else cut_off_gradient(dy, x, low, high)
+        passed = dy if x is None else clamp_backward(dy, x, low, high)
         dx, dloc = _gate(passed, loc, seed_tensor, *numbers, -math.inf, math.inf), None
     return dx, dloc, *[None] * (len(ctx.numbers) + 1)
 

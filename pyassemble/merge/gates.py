@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyassemble.kernels import gate_open_probability, hard_concrete_eval, hard_concrete_gate, hard_concrete_values
+from pyassemble.network.operations import clamp_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -141,8 +142,8 @@ class GateSite(nn.Module):
         dim: The dimension of the channels.
 
     Attributes:
-        activation: What is done to the channels before they are gated (see :meth:`take_in`).
-        bounds: Where it cuts them off.
+        activation: What is done to the channels before they are gated (see :meth:`fuse`).
+        bounds: Between which it clamps them.
     """
 
     def __init__(self, bank: GateBank, groups: Tensor, units: Tensor, dim: int) -> None:
@@ -168,11 +169,11 @@ class GateSite(nn.Module):
             if torch.equal(index, whole.repeat_interleave(repeat)):
                 self.repeat = repeat
 
-    def take_in(self, activation: nn.Module, bounds: tuple[float, float]) -> None:
-        """Does an activation that cuts off at these bounds before the gates; in training, in one pass with them.
-
-        Only where :attr:`direct`.
-        """
+    def fuse(self, activation: nn.Module) -> None:
+        """Does a clamping activation before the gates, in training in one pass with them; where :attr:`direct`."""
+        bounds = clamp_bounds(activation)
+        if bounds is None:
+            raise ValueError(f"{activation} does not clamp")
         self.activation, self.bounds = activation, bounds
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from pyassemble.errors import OutOfRangeError, UnknownOptionError
-from pyassemble.merge.activations import take_into_gates
 from pyassemble.merge.compress import (
     check_kept,
     chosen_units,
@@ -21,6 +20,7 @@ from pyassemble.merge.compress import (
     resized_state,
     with_outputs,
 )
+from pyassemble.merge.fused_activations import fuse_activations
 from pyassemble.merge.gates import GateBank, GateGroup, GateSite
 from pyassemble.merge.layout import Kept
 from pyassemble.merge.stages import single_stage
@@ -118,7 +118,7 @@ class WideStudent(nn.Module):
         widened = widen(
             self._coupling, teachers, kept, site, device, compressed=chosen, blocks=blocks, union=self.union
         )
-        take_into_gates(widened.graph)
+        fuse_activations(widened.graph)
         return widened
 
     def _enter_stage(self, stage: int, kept: Kept, widened: Widened) -> None:

@@ -138,8 +138,8 @@ def acts_elementwise(module: nn.Module) -> bool:
     return all(node.op != "call_module" and kind_of(node, module) == ELEMENTWISE for node in steps)
 
 
-def cut_off_bounds(module: nn.Module | None) -> tuple[float, float] | None:
-    """Where an activation cuts off what it otherwise leaves as it is, such as (0, inf) of ReLU; None for all else."""
+def clamp_bounds(module: nn.Module | None) -> tuple[float, float] | None:
+    """Between what an activation clamps, such as (0, inf) of ReLU; None if it does anything else."""
     if type(module) is nn.ReLU:
         return 0.0, math.inf
     if isinstance(module, nn.Hardtanh) and type(module) in (nn.ReLU6, nn.Hardtanh):

@@ -77,7 +77,7 @@ def students(monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module]) -> 
     teachers = [make().eval() for _ in range(2)]
     example = torch.randn(2, 3, 64, 64)
     ours = pa.merge(teachers, example, seed=5)
-    monkeypatch.setattr(student_module, "take_into_gates", lambda network: None)
+    monkeypatch.setattr(student_module, "fuse_activations", lambda network: None)
     return [ours, pa.merge(teachers, example, seed=5)]
 
 
